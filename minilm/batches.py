@@ -1,0 +1,123 @@
+"""Token files on disk, random training batches, and the windows that score a whole split.
+
+All in NumPy; who trains or evaluates moves a batch to torch and to its device.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from minilm.errors import InputError
+from minilm.tokenizer import Ids
+
+Batch = npt.NDArray[np.int64]
+
+
+def open_tokens(path: str | Path) -> Ids:
+    """The token file as an array on disk, (tokens,): what is not used is not read.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; `dvc repro encode` makes it") from None
+
+
+class RandomBatches:
+    """Endless training batches from random places of the tokens.
+
+    Args:
+        tokens: (tokens,), longer than `block_size`.
+        batch_size: windows a batch.
+        block_size: characters a window.
+        seed: the same seed gives the same batches.
+    """
+
+    def __init__(self, tokens: Ids, batch_size: int, block_size: int, seed: int):
+        self.tokens, self.shape = tokens, (batch_size, block_size)
+        self.rng = np.random.default_rng(seed)
+
+    def __iter__(self) -> Iterator[tuple[Batch, Batch]]:
+        return self
+
+    def __next__(self) -> tuple[Batch, Batch]:
+        """Inputs and targets, both (batch, time): the target of a character is the one after it."""
+        batch_size, block_size = self.shape
+        starts = self.rng.integers(0, len(self.tokens) - block_size, size=batch_size)
+        return _windows(self.tokens, starts, block_size)
+
+
+def spaced_batches(
+    tokens: Ids, batch_size: int, block_size: int, count: int
+) -> Iterator[tuple[Batch, Batch]]:
+    """`count` batches of windows at even distances over the tokens, the same at each call.
+
+    A glance at a split that is too long to score whole at each report.
+    """
+    width = min(block_size, len(tokens) - 1)
+    starts = np.linspace(0, len(tokens) - 1 - width, count * batch_size).astype(np.int64)
+    for part in starts.reshape(count, batch_size):
+        yield _windows(tokens, part, width)
+
+
+class ScoringBatch(NamedTuple):
+    """Some windows of a split, and which of their predictions count."""
+
+    inputs: Batch  # (batch, time)
+    targets: Batch  # (batch, time)
+    scored: npt.NDArray[np.bool_]  # (batch, time), True where the prediction counts
+
+
+def scoring_batches(tokens: Ids, block_size: int, context: int, batch_size: int) -> Iterator[ScoringBatch]:
+    """Overlapping windows that score every token of a split once, but for the first.
+
+    A scored token has at least `context` tokens before it in its window, where the split has them.
+
+    Args:
+        tokens: (tokens,), at least 2.
+        block_size: tokens a window.
+        context: tokens that a window only reads, in [0, block_size); the others are scored.
+        batch_size: windows a batch.
+    """
+    predictions = len(tokens) - 1
+    width = min(block_size, predictions)
+    stride = block_size - context
+    # A window ends where the next prediction would be unscored; the last one ends with the split.
+    ends = np.minimum(np.arange(width, predictions + stride, stride), predictions)
+    already_scored = np.concatenate([[0], ends[:-1]])
+    starts = ends - width
+    for first in range(0, len(ends), batch_size):
+        part = slice(first, first + batch_size)
+        scored = np.arange(width) >= (already_scored[part] - starts[part])[:, None]
+        yield ScoringBatch(*_windows(tokens, starts[part], width), scored)
+
+
+def write_tokens(path: str | Path, pieces: Iterable[Ids], dtype: npt.DTypeLike) -> int:
+    """Write a .npy file of token ids that come in pieces; returns how many there were.
+
+    Memory does not grow with the file: the header is written again when the length is known, and NumPy
+    pads headers so that it then has the same size.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
+    count = 0
+    with Path(path).open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (0,)})
+        start = file.tell()
+        for piece in pieces:
+            count += len(piece)
+            file.write(piece.astype(dtype, copy=False).tobytes())
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (count,)})
+        assert file.tell() == start
+    return count
+
+
+def _windows(tokens: Ids, starts: npt.NDArray[np.integer], width: int) -> tuple[Batch, Batch]:
+    """Inputs and targets, both (len(starts), width), in one gather."""
+    windows = tokens[starts[:, None] + np.arange(width + 1)].astype(np.int64)
+    return windows[:, :-1], windows[:, 1:]

@@ -1,0 +1,5 @@
+"""The one kind of error that is shown to the user as a single line instead of a traceback."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what, where and what to do."""

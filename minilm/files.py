@@ -1,0 +1,41 @@
+"""Files: written whole or not at all, digested, and read in pieces."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SPLITS = ("train", "validation", "test")
+
+
+@contextmanager
+def all_or_nothing(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder whose files move into `folder` when the block ends well.
+
+    If the block raises, what was in `folder` stays as it was.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beside its target, so that moving is a rename on one file system.
+    temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        yield temporary
+        for file in sorted(temporary.iterdir()):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The file's SHA-256 digest, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_pieces(path: str | Path, size: int = 1 << 20) -> Iterator[str]:
+    """The characters of a UTF-8 file as they are, `size` at a time, so that memory does not grow with it."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        while piece := file.read(size):
+            yield piece

@@ -1,0 +1,249 @@
+"""What params.yaml may hold: one pydantic class a stage, and the rules between keys.
+
+PyYAML guesses types by YAML 1.1 (`3e-4` is text to it, `yes` is True), DVC writes YAML 1.2. So every
+value is read as text and the schema alone decides what it means.
+"""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from minilm.errors import InputError
+
+
+def _no_fraction(value: Any) -> Any:
+    """Refuse `256.0` and `1_000`, which pydantic would read as whole numbers."""
+    if isinstance(value, str) and not re.fullmatch(r"[+-]?\d+", value.strip()):
+        raise ValueError("not a whole number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_fraction)]
+Text = Annotated[str, Field(min_length=1)]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DEVICE = Field("auto", description="where tensors live; auto takes cuda, then mps, then cpu")
+
+
+class StageParams(BaseModel):
+    """Parameters of one stage: typed, complete and unchangeable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self) -> Self:
+        if problems := _cross_problems(self.model_dump()):
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class DownloadParams(StageParams):
+    """Where the text comes from."""
+
+    dataset: Text = Field(
+        "wikitext-2",
+        description="wikitext-2, wikitext-103, hub:owner/name[:config], or the path of a text file or of a folder of .txt files",
+    )
+    allow_fallback: bool = Field(
+        True, description="train on the bundled sample text, loudly, when the Hub cannot be reached"
+    )
+    holdout_fraction: float = Field(
+        0.1,
+        gt=0,
+        le=0.4,
+        description="share of the text that each split the data set lacks (validation, test) takes from its end",
+    )
+
+
+class EncodeParams(StageParams):
+    """How characters become numbers."""
+
+    min_char_count: Int = Field(
+        1, ge=1, le=10**9, description="rarer characters of the training text become the unknown character"
+    )
+
+
+class TrainParams(StageParams):
+    """The model and the recipe that trains it."""
+
+    block_size: Int = Field(128, ge=1, le=65536, description="characters that the model sees at once")
+    embed_dim: Int = Field(128, ge=1, le=16384, description="width of the residual stream")
+    num_heads: Int = Field(4, ge=1, le=256, description="attention heads a block; must divide embed_dim")
+    num_layers: Int = Field(2, ge=1, le=256, description="transformer blocks")
+    mlp_ratio: Int = Field(4, ge=1, le=64, description="width of the MLP's hidden layer, in embed_dims")
+    activation: Literal["relu", "gelu"] = Field("relu", description="non-linearity of the MLP")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the attention weights")
+    mlp_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the MLP's output")
+    batch_size: Int = Field(32, ge=1, le=65536, description="windows of block_size characters a step")
+    learning_rate: float = Field(0.0003, gt=0, le=10, description="AdamW's step size")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's memory for the gradient's mean")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's memory for the gradient's square")
+    weight_decay: float = Field(0.1, ge=0, le=10, description="AdamW's decay of matrices and embeddings")
+    grad_clip: float = Field(1.0, ge=0, le=10**6, description="largest gradient norm; 0 means no limit")
+    steps: Int = Field(200, ge=1, le=10**9, description="updates of the weights")
+    eval_interval: Int = Field(50, ge=1, le=10**9, description="steps between two reports of the losses")
+    eval_batches: Int = Field(
+        8, ge=1, le=10**6, description="batches of validation text that a report's loss is the mean of"
+    )
+    seed: Int = Field(1337, ge=0, lt=2**32, description="seed of weights, batches and dropout")
+    launcher: Text = Field("python", description="what starts the train stage")
+    device: Device = DEVICE
+
+    def require_length(self, characters: int) -> None:
+        """Refuse a training text too short for two windows of block_size, each with its last target."""
+        if characters < self.block_size + 2:
+            raise InputError(
+                f"block_size: {self.block_size:,} needs a training text of at least {self.block_size + 2:,} "
+                f"characters, but it has {characters:,}; take a longer text or a smaller block_size"
+            )
+
+
+class EvaluateParams(StageParams):
+    """How the test split is scored."""
+
+    eval_context: Literal["auto"] | Annotated[Int, Field(ge=0, le=65535)] = Field(
+        "auto",
+        description="characters that each scored one has before it at least; auto is half of block_size",
+    )
+    device: Device = DEVICE
+
+
+class SampleParams(StageParams):
+    """What the model is asked to write."""
+
+    prompt: Text = Field("The ", description="text that the samples continue")
+    num_samples: Int = Field(3, ge=1, le=10000, description="samples to write")
+    max_new_tokens: Int = Field(200, ge=1, le=10**7, description="characters to write after the prompt")
+    temperature: float = Field(
+        0.8, ge=0, le=100, description="below 1 safer, above 1 wilder, 0 the likeliest"
+    )
+    top_k: Int = Field(50, ge=0, le=10**7, description="choose among the k likeliest characters; 0 means all")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="choose among the likeliest that together have this probability"
+    )
+    sample_seed: Int = Field(
+        1337, ge=0, lt=2**32, description="seed of the first sample; the next takes the next"
+    )
+    device: Device = DEVICE
+
+
+class Params(NamedTuple):
+    """All of params.yaml, a class a stage."""
+
+    download: DownloadParams
+    encode: EncodeParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    sample: SampleParams
+
+
+STAGES: dict[str, type[StageParams]] = dict(Params.__annotations__)
+FIELDS: dict[str, FieldInfo] = {
+    key: field for stage in STAGES.values() for key, field in stage.model_fields.items()
+}
+
+
+def load_params(path: str | Path, overrides: Mapping[str, str] | None = None) -> Params:
+    """Read and check the parameter file.
+
+    Args:
+        path: a flat YAML file that holds every key.
+        overrides: values that take the place of the file's, as text.
+
+    Raises:
+        InputError: listing every problem at once, a line each.
+    """
+    raw = {**_read_yaml(Path(path)), **(overrides or {})}
+    problems = []
+    for key in [key for key in raw if key not in FIELDS]:
+        near = get_close_matches(str(key), FIELDS, n=1)
+        problems.append(f"{key}: no such parameter" + (f"; did you mean {near[0]}?" if near else ""))
+    values = {}
+    for key, field in FIELDS.items():
+        if key not in raw:
+            problems.append(f"{key}: missing; its default is {default_text(key)}")
+            continue
+        try:
+            values[key] = _adapter(field).validate_python(raw[key])
+        except ValidationError:
+            problems.append(f"{key}: {raw[key]!r} is not allowed; it must be {allowed(key)}")
+    problems += _cross_problems(values)
+    if problems:
+        raise InputError("\n".join(f"{path}: {problem}" for problem in problems))
+    return Params(*(cls(**{key: values[key] for key in cls.model_fields}) for cls in STAGES.values()))  # type: ignore[arg-type]
+
+
+def allowed(key: str) -> str:
+    """What the parameter may be, in words."""
+    field = FIELDS[key]
+    return _allowed(field.annotation, field.metadata)
+
+
+def default_text(key: str) -> str:
+    """The parameter's default as params.yaml writes it."""
+    default = FIELDS[key].default
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run this in the project's folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: must hold lines of the form `key: value`")
+    return raw
+
+
+def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
+    return TypeAdapter(Annotated[field.annotation, field], config=ConfigDict(allow_inf_nan=False))
+
+
+def _cross_problems(values: Mapping[str, Any]) -> list[str]:
+    """The rules between keys, for those keys that are there and valid by themselves."""
+    problems = []
+    width, heads = values.get("embed_dim"), values.get("num_heads")
+    if width and heads and width % heads:
+        fits = [n for n in range(1, min(width, 256) + 1) if width % n == 0]
+        nearest = min(fits, key=lambda n: abs(n - heads))
+        problems.append(
+            f"embed_dim: {width} is not divisible by num_heads, {heads}; "
+            f"take num_heads {nearest} or embed_dim {max(1, round(width / heads)) * heads}"
+        )
+    context, block = values.get("eval_context"), values.get("block_size")
+    if isinstance(context, int) and block and context >= block:
+        problems.append(f"eval_context: {context} must be below block_size, {block}; or take auto")
+    return problems
+
+
+def _allowed(annotation: Any, metadata: list[Any]) -> str:
+    if annotation is bool:
+        return "true or false"
+    if annotation is str:
+        return "text that is not empty"
+    if annotation is int or annotation is float:
+        bounds = {type(bound).__name__: bound for bound in metadata}
+        low = f"from {bounds['Ge'].ge:,}" if "Ge" in bounds else f"above {bounds['Gt'].gt:,}"
+        high = f"to {bounds['Le'].le:,}" if "Le" in bounds else f"to below {bounds['Lt'].lt:,}"
+        return f"a {'whole ' if annotation is int else ''}number {low} {high}"
+    if get_origin(annotation) is Literal:
+        return " or ".join(get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        inner, *rest = get_args(annotation)
+        return _allowed(inner, [m for part in rest for m in getattr(part, "metadata", [part])])
+    return " or ".join(_allowed(option, []) for option in get_args(annotation))

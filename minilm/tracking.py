@@ -1,0 +1,214 @@
+"""The lab notebook: one MLflow run for each trained model, found again by the digest of its weights.
+
+It only reports: what it is given is already in files, and when MLflow cannot be reached, it says so and
+the work goes on.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+# These are read when mlflow is imported: no telemetry, no lines about tables being made, and a server
+# that does not answer is given up after seconds instead of minutes.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+
+from minilm.checkpoint import TOKENIZER, read_card
+from minilm.source import Source
+from minilm.tokenizer import CharTokenizer
+
+EXPERIMENT = "minilm"
+MODEL_TAG = "model_sha256"
+_SERVED_PACKAGES = ("mlflow", "numpy", "safetensors", "torch")
+
+
+class Notebook:
+    """The page of one run; what is written here appears in MLflow at once.
+
+    Args:
+        client: of the store that holds the run.
+        run_id: of the run; None for a notebook that forgets, when there is no store.
+    """
+
+    def __init__(self, client: MlflowClient | None, run_id: str | None):
+        self.client, self.run_id = client, run_id
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Add points to the curves of these names."""
+        now = int(time.time() * 1000)
+        points = [Metric(key, value, now, step) for key, value in metrics.items()]
+        self._write(lambda client, run_id: client.log_batch(run_id, metrics=points))
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Note parameters; one that stands there with another value stays, the new one is tag `latest.KEY`."""
+
+        def write(client: MlflowClient, run_id: str) -> None:
+            noted = client.get_run(run_id).data.params
+            texts = {key: str(value) for key, value in params.items()}
+            new = [Param(key, text) for key, text in texts.items() if key not in noted]
+            changed = [
+                RunTag(f"latest.{key}", text) for key, text in texts.items() if noted.get(key, text) != text
+            ]
+            client.log_batch(run_id, params=new, tags=changed)
+
+        self._write(write)
+
+    def log_files(self, *paths: str | Path) -> None:
+        """Store copies of files under `reports/`."""
+        for path in paths:
+            self._write(lambda client, run_id, path=path: client.log_artifact(run_id, str(path), "reports"))
+
+    def log_model(self, folder: str | Path) -> None:
+        """Store the model folder as an MLflow model that loads and serves, and tag the run with its digest.
+
+        The run must be the active one.
+        """
+        example = {"max_new_tokens": 8, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
+        library = Path(__file__).parent
+
+        def write(client: MlflowClient, run_id: str) -> None:
+            client.set_tag(run_id, MODEL_TAG, read_card(folder).model_sha256)
+            mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(library / "serving.py"),
+                artifacts={"folder": str(folder)},
+                code_paths=[str(library)],
+                pip_requirements=[f"{package}=={version(package)}" for package in _SERVED_PACKAGES],
+                input_example=([_known_letter(Path(folder))], example),
+            )
+
+        self._write(write)
+
+    def _write(self, action: Callable[[MlflowClient, str], None]) -> None:
+        if self.client is None or self.run_id is None:
+            return
+        try:
+            action(self.client, self.run_id)
+        except Exception as error:
+            # Whatever goes wrong in a notebook must not cost the training that it tells of.
+            _warn(error)
+            self.client = self.run_id = None
+
+
+@contextmanager
+def new_run(root: Path, tags: Mapping[str, str]) -> Iterator[Notebook]:
+    """A new run for as long as the block lasts; it ends FINISHED, or FAILED if the block raises.
+
+    Args:
+        root: the project's main folder, $DVC_ROOT, which holds the store.
+        tags: of the run, besides those that say which code and experiment made it.
+    """
+    origin = _code_and_experiment()
+    try:
+        _, experiment_id = _open_store(root)
+        run = mlflow.start_run(
+            experiment_id=experiment_id, run_name=origin.get("dvc_experiment"), tags={**origin, **tags}
+        )
+    except Exception as error:
+        _warn(error)
+        yield Notebook(None, None)
+        return
+    with run:
+        yield Notebook(MlflowClient(), run.info.run_id)
+
+
+@contextmanager
+def run_of(root: Path, folder: str | Path) -> Iterator[Notebook]:
+    """The newest run of the model in `folder`, as it is; or a new one, where the store has none.
+
+    A fresh clone with a pulled model has none: then the model folder tells what made it, and the tag
+    `restored` says that the curves are missing.
+    """
+    card = read_card(folder)
+    try:
+        client, experiment_id = _open_store(root)
+        known = client.search_runs(
+            [experiment_id],
+            f"tags.{MODEL_TAG} = '{card.model_sha256}'",
+            order_by=["start_time DESC"],
+            max_results=1,
+        )
+    except Exception as error:
+        _warn(error)
+        yield Notebook(None, None)
+        return
+    if known:
+        yield Notebook(client, known[0].info.run_id)
+        return
+    with new_run(root, {"restored": "true", **data_tags(card.data)}) as notebook:
+        notebook.log_params(card.params)
+        notebook.log_model(folder)
+        yield notebook
+
+
+def data_tags(data: Source) -> dict[str, str]:
+    """What a run says of its text."""
+    return {
+        "data_source": data.origin,
+        "data_sha256": data.sha256,
+        "is_sample_text": str(data.origin == "sample").lower(),
+    }
+
+
+def _open_store(root: Path) -> tuple[MlflowClient, str]:
+    """The store, ready for use, and the experiment's id."""
+    own_store = "MLFLOW_TRACKING_URI" not in os.environ
+    # Two processes that make mlflow.db at once destroy it.
+    with FileLock(root / "mlflow.db.lock"):
+        if own_store:
+            mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
+        client = MlflowClient()
+        if experiment := client.get_experiment_by_name(EXPERIMENT):
+            return client, experiment.experiment_id
+        # In a queued experiment the working folder is temporary; the artifacts must outlive it.
+        artifacts = (root / "mlruns").as_uri() if own_store else None
+        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+
+
+def _code_and_experiment() -> dict[str, str]:
+    """Tags that lead back to the code and the DVC experiment; what is not known is left out."""
+    tags = {
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
+        "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
+        "git_commit": _git("rev-parse", "HEAD"),
+    }
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!params.yaml", ":!dvc.lock")
+    if changes is not None:
+        tags["git_dirty"] = str(bool(changes)).lower()
+    if name := tags["dvc_experiment"]:
+        tags["mlflow.note.content"] = f"Bring this experiment back into the workspace: `dvc exp apply {name}`"
+    return {key: value for key, value in tags.items() if value is not None}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _known_letter(folder: Path) -> str:
+    """A prompt that the model certainly knows."""
+    characters = CharTokenizer.load(folder / TOKENIZER).characters
+    return next(filter(str.isalpha, characters), characters[0])
+
+
+def _warn(error: Exception) -> None:
+    reason = (str(error).strip() or repr(error)).split("\n")[0]
+    print(
+        f"WARNING: MLflow could not be written to, the run is not recorded there: {reason}", file=sys.stderr
+    )

@@ -1,0 +1,42 @@
+"""The pipeline's stages; each is a story that `python -m stages.NAME` tells."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import minilm
+from minilm.errors import InputError
+
+
+def run(story: Callable[[], None]) -> None:
+    """Run a stage; a mistake of the user's ends it with its message, and no traceback."""
+    try:
+        _require_own_library()
+        story()
+    except Exception as error:
+        _put_back_outputs()
+        if isinstance(error, InputError | OSError):
+            sys.exit(f"error: {error}")
+        raise
+
+
+def project_root() -> Path:
+    """The main workspace, also while a queued experiment runs in a temporary folder."""
+    return Path(os.environ.get("DVC_ROOT", ".")).absolute()
+
+
+def _require_own_library() -> None:
+    """An experiment must not run another folder's code."""
+    found = Path(minilm.__file__).parent.resolve()
+    if found != Path("minilm").resolve():
+        raise InputError(
+            f"minilm was imported from {found}; run this in the project's folder, as python -m stages.NAME"
+        )
+
+
+def _put_back_outputs() -> None:
+    """DVC removes a stage's outputs before it runs; after a failure bring the last good ones back."""
+    if stage := os.environ.get("DVC_STAGE"):
+        subprocess.run([sys.executable, "-m", "dvc", "checkout", "--quiet", stage], capture_output=True)
