@@ -78,7 +78,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[MiniGP
     tokenizer = CharTokenizer.load(folder / TOKENIZER)
     if tokenizer.vocab_size != card.config.vocab_size:
         raise InputError(
-            f"{folder}: {TOKENIZER} has {tokenizer.vocab_size} ids, but {CONFIG} says {card.config.vocab_size}"
+            f"{folder}: {TOKENIZER} has {tokenizer.vocab_size} ids, {CONFIG} says {card.config.vocab_size}"
         )
     model = MiniGPT(card.config)
     try:

@@ -9,9 +9,11 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ class Corpus:
     """
 
     origin: str
-    splits: dict[str, Pieces]
+    splits: Mapping[str, Pieces]
     fallback_for: str | None = None
 
 
@@ -92,8 +94,8 @@ def open_corpus(
     except ConnectionError as error:
         if not allow_fallback:
             raise InputError(
-                f"dataset: {dataset} could not be read from the Hugging Face Hub ({error}), nor from the local "
-                "cache; try again with a network, or set allow_fallback: true for the bundled sample text"
+                f"dataset: {dataset} could not be read from the Hugging Face Hub ({error}), nor from the "
+                "local cache; try again with a network, or set allow_fallback: true for the bundled sample text"
             ) from None
         return sample_corpus(fallback_for=dataset)
 
@@ -105,8 +107,8 @@ def is_hub_name(dataset: str) -> bool:
 
 def sample_corpus(fallback_for: str | None = None) -> Corpus:
     """The bundled sample text."""
-    pieces = {split: lambda split=split: read_text(SAMPLE_FOLDER / f"{split}.txt") for split in SPLITS}
-    return Corpus("sample", pieces, fallback_for)  # type: ignore[arg-type]
+    pieces = {split: partial(read_text, SAMPLE_FOLDER / f"{split}.txt") for split in SPLITS}
+    return Corpus("sample", pieces, fallback_for)
 
 
 def read_text(path: Path) -> Iterator[str]:
@@ -127,9 +129,8 @@ def read_text(path: Path) -> Iterator[str]:
                 # The decoder's object is what it had kept of earlier chunks, then this one.
                 offset = position - (len(error.object) - len(chunk)) + error.start
                 byte = error.object[error.start]
-                raise InputError(
-                    f"dataset: {path}: not UTF-8: byte 0x{byte:02x} at offset {offset:,}; save the file as UTF-8"
-                ) from None
+                place = f"byte 0x{byte:02x} at offset {offset:,}"
+                raise InputError(f"dataset: {path}: not UTF-8: {place}; save the file as UTF-8") from None
             if piece:
                 yield piece
             if not chunk:
@@ -157,7 +158,7 @@ def _text_corpus(dataset: str, path: Path, holdout_fraction: float) -> Corpus:
     return Corpus(f"file:{dataset}", _with_holdout({"train": pieces}, holdout_fraction))
 
 
-def _with_holdout(splits: dict[str, Pieces], holdout_fraction: float) -> dict[str, Pieces]:
+def _with_holdout(splits: Mapping[str, Pieces], holdout_fraction: float) -> Mapping[str, Pieces]:
     """Give each missing split its share of the training text's end: test the last one, validation before."""
     missing = [split for split in SPLITS if split not in splits]
     if not missing:
@@ -169,7 +170,7 @@ def _with_holdout(splits: dict[str, Pieces], holdout_fraction: float) -> dict[st
     ranges = {"train": (0, kept)}
     ranges |= {split: (kept + i * share, kept + (i + 1) * share) for i, split in enumerate(missing)}
     cut = {split: lambda span=span: _cut(text(), *span) for split, span in ranges.items()}
-    return {split: cut.get(split) or splits[split] for split in SPLITS}  # type: ignore[return-value]
+    return {split: cut.get(split) or splits[split] for split in SPLITS}
 
 
 def _cut(pieces: Iterable[str], start: int, stop: int) -> Iterator[str]:
@@ -232,10 +233,8 @@ def _hub_answers(repo: str) -> bool:
     answers: list[int] = []
 
     def ask() -> None:
-        try:
+        with suppress(requests.RequestException):
             answers.append(requests.get(f"{endpoint}/api/datasets/{repo}", timeout=HUB_TIMEOUT).status_code)
-        except requests.RequestException:
-            pass
 
     # In a thread, since looking up the host's name obeys no timeout.
     thread = threading.Thread(target=ask, daemon=True)
@@ -247,7 +246,6 @@ def _hub_answers(repo: str) -> bool:
 
 def _row_reader(rows: Any, row_end: str) -> Pieces:
     """Read the column `text` of a split's Arrow files, some rows at a time."""
-
     import pyarrow
 
     def pieces() -> Iterator[str]:

@@ -74,5 +74,5 @@ def count_words(tokens: Ids, tokenizer: CharTokenizer) -> int:
 
 
 def _exp(nats: float) -> float:
-    """e to the nats, or the largest number where that is larger, as for one very long word."""
+    """E to the nats, or the largest number where that is larger, as for one very long word."""
     return math.exp(min(nats, math.log(sys.float_info.max)))

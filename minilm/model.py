@@ -11,6 +11,7 @@ GPT-2.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +22,10 @@ from torch.nn import functional as F
 from minilm.errors import InputError
 
 # GPT-2's GELU is the tanh approximation (Hendrycks and Gimpel, 2016).
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": partial(nn.GELU, approximate="tanh")}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": partial(nn.GELU, approximate="tanh"),
+}
 
 
 @dataclass(frozen=True)

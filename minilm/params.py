@@ -35,7 +35,7 @@ def _no_fraction(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_no_fraction)]
 Text = Annotated[str, Field(min_length=1)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-DEVICE = Field("auto", description="where tensors live; auto takes cuda, then mps, then cpu")
+DEVICE: Any = Field("auto", description="where tensors live; auto takes cuda, then mps, then cpu")
 
 
 class StageParams(BaseModel):
@@ -55,7 +55,7 @@ class DownloadParams(StageParams):
 
     dataset: Text = Field(
         "wikitext-2",
-        description="wikitext-2, wikitext-103, hub:owner/name[:config], or the path of a text file or of a folder of .txt files",
+        description="wikitext-2, wikitext-103, hub:owner/name[:config], a text file or a folder of .txt files",
     )
     allow_fallback: bool = Field(
         True, description="train on the bundled sample text, loudly, when the Hub cannot be reached"
@@ -64,7 +64,7 @@ class DownloadParams(StageParams):
         0.1,
         gt=0,
         le=0.4,
-        description="share of the text that each split the data set lacks (validation, test) takes from its end",
+        description="share of the text that each missing split (validation, test) takes from its end",
     )
 
 
@@ -211,7 +211,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
-    return TypeAdapter(Annotated[field.annotation, field], config=ConfigDict(allow_inf_nan=False))
+    return TypeAdapter(
+        Annotated[field.annotation, field],  # type: ignore[arg-type]
+        config=ConfigDict(allow_inf_nan=False),
+    )
 
 
 def _cross_problems(values: Mapping[str, Any]) -> list[str]:

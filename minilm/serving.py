@@ -21,8 +21,11 @@ class TextGenerator(PythonModel):
         """Load the model folder that was logged as the artifact `folder`."""
         self.model, self.tokenizer = load(context.artifacts["folder"])
 
-    def predict(  # type: ignore[override]
-        self, context: PythonModelContext, model_input: list[str], params: dict[str, Any] | None = None
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002 - MLflow passes it
+        model_input: list[str],
+        params: dict[str, Any] | None = None,
     ) -> list[str]:
         """One text for each prompt, the prompt first."""
         try:

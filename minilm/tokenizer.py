@@ -66,7 +66,7 @@ class CharTokenizer:
     def decode(self, ids: Iterable[int] | Ids) -> str:
         """The text of ids in [0, vocab_size); UNKNOWN_ID becomes UNKNOWN_CHARACTER."""
         ids = np.asarray(ids if hasattr(ids, "__array__") else list(ids), dtype=np.int64).reshape(-1)
-        if len(ids) and not (0 <= ids.min() and ids.max() < self.vocab_size):
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self.vocab_size):
             raise InputError(
                 f"ids must lie from 0 to {self.vocab_size - 1}, found {ids.min()} to {ids.max()}"
             )

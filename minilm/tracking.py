@@ -22,6 +22,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -53,7 +54,7 @@ class Notebook:
         self._write(lambda client, run_id: client.log_batch(run_id, metrics=points))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Note parameters; one that stands there with another value stays, the new one is tag `latest.KEY`."""
+        """Note parameters; one that stands there stays, and a new value becomes the tag `latest.KEY`."""
 
         def write(client: MlflowClient, run_id: str) -> None:
             noted = client.get_run(run_id).data.params
@@ -68,8 +69,12 @@ class Notebook:
 
     def log_files(self, *paths: str | Path) -> None:
         """Store copies of files under `reports/`."""
-        for path in paths:
-            self._write(lambda client, run_id, path=path: client.log_artifact(run_id, str(path), "reports"))
+
+        def write(client: MlflowClient, run_id: str) -> None:
+            for path in paths:
+                client.log_artifact(run_id, str(path), "reports")
+
+        self._write(write)
 
     def log_model(self, folder: str | Path) -> None:
         """Store the model folder as an MLflow model that loads and serves, and tag the run with its digest.
@@ -92,7 +97,7 @@ class Notebook:
 
         self._write(write)
 
-    def _write(self, action: Callable[[MlflowClient, str], None]) -> None:
+    def _write(self, action: Callable[[MlflowClient, str], object]) -> None:
         if self.client is None or self.run_id is None:
             return
         try:

@@ -1,0 +1,112 @@
+"""MiniLM's short command line: train a model as a DVC experiment, or let the trained model write."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from minilm.errors import InputError
+from minilm.params import FIELDS, STAGES, SampleParams, allowed, default_text, load_params
+
+ROOT = Path(__file__).resolve().parent
+PARAMS, MODEL = ROOT / "params.yaml", ROOT / "models" / "minilm"
+
+
+def main() -> None:
+    """Read the flags and do what they say."""
+    parser = make_parser()
+    arguments = vars(parser.parse_args())
+    overrides = {key: arguments[key] for key in FIELDS if arguments[key] is not None}
+    try:
+        if arguments["train"]:
+            sys.exit(train(overrides))
+        if foreign := [key for key in overrides if key not in SampleParams.model_fields]:
+            parser.error(f"--{foreign[0]} goes with --train; the model in models/minilm is already trained")
+        generate(overrides)
+    except BrokenPipeError:
+        # Whoever read this, such as `head`, has had enough; nothing is left to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line: every key of params.yaml is a flag, described by the schema."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        usage="python main.py --train [--steps 500 --embed_dim 256 ...]\n"
+        '       python main.py --generate [--prompt "The quick brown fox" --temperature 0.5 ...]',
+        epilog="A flag that is not given takes its value from params.yaml. --train writes those that are "
+        "given into params.yaml, as `dvc exp run -S` does.",
+    )
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--train", action="store_true", help="run the pipeline as a DVC experiment")
+    action.add_argument("--generate", action="store_true", help="write text with models/minilm, as it comes")
+    described = set()
+    for stage, cls in STAGES.items():
+        group = parser.add_argument_group(stage + (" (also with --generate)" if cls is SampleParams else ""))
+        for key, field in cls.model_fields.items():
+            if key not in described:
+                described.add(key)
+                text = f"{field.description} ({allowed(key)}; default {default_text(key)!r})"
+                group.add_argument(f"--{key}", metavar="X", help=text.replace("%", "%%"))
+    return parser
+
+
+def train(overrides: dict[str, str]) -> int:
+    """Write the overrides into params.yaml and run the experiment; returns DVC's exit status."""
+    load_params(PARAMS, overrides)
+    if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True).returncode:
+        raise InputError(
+            f"{ROOT} is no git repository with a commit, and DVC keeps experiments in git; clone the project "
+            "with git, or run: git init && git add --all && git commit --message start"
+        )
+    write_params(overrides)
+    # The stages are started as `python`: the one that runs this.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", "exp", "run"], cwd=ROOT, env={**os.environ, "PATH": path}
+    ).returncode
+
+
+def write_params(overrides: dict[str, str]) -> None:
+    """Change values in params.yaml, keeping its comments."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = sys.maxsize
+    content = yaml.load(PARAMS)
+    typed = {
+        key: value for part in load_params(PARAMS, overrides) for key, value in part.model_dump().items()
+    }
+    content.update({key: typed[key] for key in overrides})
+    temporary = PARAMS.with_suffix(".unfinished")
+    yaml.dump(content, temporary)
+    temporary.replace(PARAMS)
+
+
+def generate(overrides: dict[str, str]) -> None:
+    """Write text to the screen, character by character."""
+    params = load_params(PARAMS, overrides).sample
+
+    from minilm.checkpoint import load, read_card
+    from minilm.device import choose_device
+    from minilm.generation import stream
+
+    if read_card(MODEL).data.fallback_for:
+        print(read_card(MODEL).data, file=sys.stderr)
+    model, tokenizer = load(MODEL, choose_device(params.device))
+    settings = params.model_dump(include={"prompt", "max_new_tokens", "temperature", "top_k", "top_p"})
+    # One text is what a prompt asks for, unless more are asked for here.
+    for number in range(params.num_samples if "num_samples" in overrides else 1):
+        for text in stream(model, tokenizer, **settings, seed=params.sample_seed + number):
+            print(text, end="", flush=True)
+        print("\n")
+
+
+if __name__ == "__main__":
+    main()
