@@ -95,7 +95,7 @@ def open_corpus(
         if not allow_fallback:
             raise InputError(
                 f"dataset: {dataset} could not be read from the Hugging Face Hub ({error}), nor from the "
-                "local cache; try again with a network, or set allow_fallback: true for the bundled sample text"
+                "local cache; try again with a network, or set allow_fallback: true for the sample text"
             ) from None
         return sample_corpus(fallback_for=dataset)
 

@@ -55,7 +55,7 @@ class DownloadParams(StageParams):
 
     dataset: Text = Field(
         "wikitext-2",
-        description="wikitext-2, wikitext-103, hub:owner/name[:config], a text file or a folder of .txt files",
+        description="wikitext-2, wikitext-103, hub:owner/name[:config], a text file or a folder of .txt",
     )
     allow_fallback: bool = Field(
         True, description="train on the bundled sample text, loudly, when the Hub cannot be reached"

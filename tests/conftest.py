@@ -1,0 +1,167 @@
+"""Shared by the tests: a real project in a temporary folder, and a tiny trained model."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Small enough that a whole pipeline takes seconds, most of them for imports.
+TINY = {
+    "block_size": "32",
+    "embed_dim": "16",
+    "num_heads": "2",
+    "num_layers": "1",
+    "batch_size": "4",
+    "steps": "4",
+    "eval_interval": "2",
+    "eval_batches": "1",
+    "num_samples": "1",
+    "max_new_tokens": "10",
+}
+
+
+class Project:
+    """A clone of this project as it is in the working tree, with tiny parameters and one commit."""
+
+    def __init__(self, folder: Path, cache: Path):
+        self.folder = folder
+        folder.mkdir()
+        listed = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+        for name in filter(None, listed.split("\0")):
+            if (source := ROOT / name).exists():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if source.is_symlink():
+                    target.symlink_to(source.readlink())
+                else:
+                    target.write_bytes(source.read_bytes())
+        (folder / "dvc.lock").unlink(missing_ok=True)
+        self.env = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("DVC_", "MLFLOW_", "PYTEST_"))
+        } | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there
+            "HF_HOME": str(cache),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t@example.org",
+            "GIT_COMMITTER_NAME": "t",
+            "GIT_COMMITTER_EMAIL": "t@example.org",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.set(**TINY)
+        self._git("init", "--quiet")
+        self.commit()
+
+    def set(self, **values: str) -> None:
+        """Write values into params.yaml."""
+        path = self.folder / "params.yaml"
+        text = path.read_text()
+        for key, value in values.items():
+            text, found = re.subn(rf'(?m)^{key}: *("[^"]*"|\S+)', f"{key}: {value}", text)
+            assert found == 1, key
+        path.write_text(text)
+
+    def run(self, *command: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess:
+        """Run a command in the project; its output is stdout and stderr together."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.env | env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+        )
+        assert (done.returncode == 0) == ok, f"{command}\n{done.stdout}"
+        return done
+
+    def dvc(self, *arguments: str, ok: bool = True, **env: str) -> str:
+        """Run dvc and return what it printed."""
+        return self.run(sys.executable, "-m", "dvc", *arguments, ok=ok, **env).stdout
+
+    def main(self, *arguments: str, ok: bool = True) -> str:
+        """Run the command line and return what it printed."""
+        return self.run(sys.executable, "main.py", *arguments, ok=ok).stdout
+
+    def commit(self) -> None:
+        """Commit everything."""
+        self._git("add", "--all")
+        self._git("commit", "--quiet", "--message", "x")
+
+    def client(self):
+        """An MLflow client of the project's own store."""
+        from mlflow import MlflowClient
+
+        import minilm.tracking  # noqa: F401 - sets MLflow up
+
+        return MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+
+    def mlflow_runs(self):
+        """All runs of the experiment minilm, newest first."""
+        client = self.client()
+        return client.search_runs([client.get_experiment_by_name("minilm").experiment_id])
+
+    def read(self, name: str) -> str:
+        """A file of the project."""
+        return (self.folder / name).read_text()
+
+    def _git(self, *arguments: str, cwd: Path | None = None) -> str:
+        env = getattr(self, "env", None)
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=cwd or self.folder,
+            env=env,
+            text=True,
+            check=True,
+            stdout=subprocess.PIPE,
+        ).stdout
+
+
+def stages_run(output: str) -> set[str]:
+    """The stages that DVC's output says were run."""
+    return set(re.findall(r"Running stage '(\w+)'", output))
+
+
+@pytest.fixture(scope="session")
+def make_project(tmp_path_factory):
+    """Makes projects whose folders' names hold a space, as users' do."""
+
+    def make() -> Project:
+        base = tmp_path_factory.mktemp("p")
+        return Project(base / "my project", base / "cache")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """An untrained model and its tokenizer."""
+    from minilm import CharTokenizer, MiniGPT, ModelConfig
+
+    tokenizer = CharTokenizer.from_text("the quick brown fox jumps over the lazy dog.\n")
+    config = ModelConfig(tokenizer.vocab_size, block_size=16, embed_dim=16, num_heads=2, num_layers=2)
+    return MiniGPT(config, seed=3).eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def project(make_project):
+    """A project whose pipeline has run on the bundled sample, for want of a Hub."""
+    project = make_project()
+    project.first_output = project.dvc("repro")
+    project.commit()
+    return project
+
+
+@pytest.fixture
+def fresh(project):
+    """The project in its committed state, its outputs included."""
+    yield project
+    project._git("checkout", "--quiet", "--force", "HEAD")
+    project.dvc("checkout", "--force", "--quiet")

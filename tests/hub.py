@@ -1,0 +1,90 @@
+"""A small stand-in for the Hugging Face Hub on loopback, for the real `load_dataset` to talk to."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+COMMIT = "c" * 40
+
+
+def write_dataset(root: Path, repo: str, config: str, splits: dict[str, list[str]], column: str = "text"):
+    """Lay out a data set as on the Hub: a parquet file a split, and a README that names them."""
+    folder = root / repo / config
+    folder.mkdir(parents=True)
+    for split, rows in splits.items():
+        pq.write_table(pa.table({column: rows}), folder / f"{split}-00000-of-00001.parquet")
+    files = "".join(f"  - split: {split}\n    path: {config}/{split}-*\n" for split in splits)
+    (root / repo / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n# {repo}\n"
+    )
+
+
+@contextmanager
+def serve(root: Path) -> Iterator[str]:
+    """Serve the data sets below `root`; yields the address for HF_ENDPOINT."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            kind, *parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+            if kind == "api" and parts[0] == "datasets":
+                repo, rest = root / "/".join(parts[1:3]), parts[3:]
+            else:
+                repo, rest = root / "/".join(parts[:2]), parts[2:]
+            if not repo.is_dir():
+                return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            files = {p.relative_to(repo).as_posix(): p for p in sorted(repo.rglob("*"))}
+            if kind == "datasets":  # datasets/OWNER/NAME/resolve/REVISION/FILE
+                if (file := files.get("/".join(rest[2:]))) is None:
+                    return self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                content = file.read_bytes()
+                etag = f'"{hashlib.sha1(content).hexdigest()}"'
+                return self.send(200, content, {"ETag": etag, "X-Repo-Commit": COMMIT})
+            if rest[:1] == ["tree"]:
+                inside = "/".join(rest[2:])
+                return self.send_json([self.entry(n, p) for n, p in files.items() if n.startswith(inside)])
+            if rest[:1] == ["paths-info"]:
+                wanted = json.loads(body)["paths"]
+                return self.send_json([self.entry(name, files[name]) for name in wanted if name in files])
+            return self.send_json(
+                {"id": "/".join(parts[1:3]), "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
+            )
+
+        do_GET = do_HEAD = do_POST = answer  # noqa: N815 - the base class's names
+
+        @staticmethod
+        def entry(name: str, path: Path):
+            kind = "directory" if path.is_dir() else "file"
+            return {"type": kind, "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 1}
+
+        def send_json(self, value):
+            self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+        def send(self, status: int, content: bytes, headers: dict[str, str]):
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from minilm.batches import RandomBatches, open_tokens, scoring_batches, spaced_batches, write_tokens
+from minilm.errors import InputError
+
+
+def test_token_file_in_pieces_equals_numpys_own(tmp_path):
+    tokens = np.arange(70000) % 300
+    count = write_tokens(tmp_path / "a.npy", np.array_split(tokens.astype(np.uint16), 7), np.uint16)
+    np.save(tmp_path / "b.npy", tokens.astype(np.uint16))
+    assert count == 70000
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    found = open_tokens(tmp_path / "a.npy")
+    assert isinstance(found, np.memmap)
+    assert (found == tokens).all()
+    with pytest.raises(InputError, match="dvc repro encode"):
+        open_tokens(tmp_path / "c.npy")
+
+
+def test_random_batches_shift_targets_by_one_reach_both_ends_and_repeat_with_the_seed():
+    tokens = np.arange(10, dtype=np.uint8)
+    batches = RandomBatches(tokens, batch_size=200, block_size=4, seed=1)
+    inputs, targets = next(batches)
+    assert inputs.shape == targets.shape == (200, 4)
+    assert (targets == inputs + 1).all()
+    assert (np.diff(inputs) == 1).all()
+    assert inputs.min() == 0
+    assert targets.max() == 9
+    again = RandomBatches(tokens, 200, 4, seed=1)
+    assert (next(again)[0] == inputs).all()
+    assert (next(again)[0] == next(batches)[0]).all()
+    assert (next(RandomBatches(tokens, 200, 4, seed=2))[0] != inputs).any()
+
+
+def test_spaced_batches_span_the_split():
+    found = list(spaced_batches(np.arange(101), batch_size=3, block_size=10, count=2))
+    assert [inputs[:, 0].tolist() for inputs, _ in found] == [[0, 18, 36], [54, 72, 90]]
+    assert found[-1][1].max() == 100
+    ((inputs, _),) = spaced_batches(np.arange(5), batch_size=1, block_size=10, count=1)
+    assert inputs.tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("length", [2, 3, 8, 9, 10, 11, 12, 40, 101])
+@pytest.mark.parametrize("context", [0, 1, 4, 7])
+def test_every_token_is_scored_once_with_enough_before_it(length, context):
+    block_size = 8
+    scored: list[int] = []
+    for inputs, targets, counts in scoring_batches(np.arange(length), block_size, context, batch_size=3):
+        assert (targets == inputs + 1).all()
+        for row in range(len(inputs)):
+            for column in np.flatnonzero(counts[row]):
+                target = int(targets[row, column])
+                scored.append(target)
+                before = column + 1  # tokens that the model sees before it predicts this one
+                assert before > context or before == target
+    assert scored == list(range(1, length))

@@ -1,0 +1,76 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+import minilm
+from minilm import CharTokenizer, MiniGPT, checkpoint
+from minilm.errors import InputError
+from minilm.files import sha256_of
+from minilm.source import Source
+
+SOURCE = Source("book.txt", "file:book.txt", None, {"train": 9, "validation": 1, "test": 1}, "0" * 64)
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    checkpoint.save(tmp_path / "model", *tiny_model, {"steps": 3}, SOURCE, {"threads": 2})
+    return tmp_path / "model"
+
+
+def test_what_was_saved_is_loaded(tiny_model, folder):
+    model, tokenizer = minilm.load(folder)
+    ids = torch.from_numpy(tokenizer.encode("the fox").astype("int64"))[None]
+    assert torch.equal(model(ids), tiny_model[0](ids))
+    assert tokenizer.characters == tiny_model[1].characters
+    assert not model.training
+    card = checkpoint.read_card(folder)
+    assert (card.params, card.data, card.made_with) == ({"steps": 3}, SOURCE, {"threads": 2})
+    assert card.model_sha256 == sha256_of(folder / "model.safetensors")
+
+
+def test_equal_models_give_equal_bytes(tiny_model, folder, tmp_path):
+    checkpoint.save(tmp_path / "again", *tiny_model, {"steps": 3}, SOURCE, {"threads": 2})
+    for file in folder.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_missing_or_damaged_parts_are_named(folder, name):
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=rf"{name} is damaged"):
+        minilm.load(folder)
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=rf"{name} is missing; train a model"):
+        minilm.load(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match="is missing"):
+        minilm.load(folder)
+
+
+def test_a_part_of_another_model_is_refused(folder, tiny_model, tmp_path):
+    other = MiniGPT(tiny_model[0].config, seed=99)
+    checkpoint.save(tmp_path / "other", other, tiny_model[1], {}, SOURCE, {})
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged or of another model"):
+        minilm.load(folder)
+
+
+def test_parts_that_do_not_fit_are_refused_even_with_the_right_digests(folder):
+    config = folder / "config.json"
+
+    def change(**values):
+        card = json.loads(config.read_text())
+        card["model"] |= values
+        card["sha256"]["tokenizer.json"] = sha256_of(folder / "tokenizer.json")
+        config.write_text(json.dumps(card))
+
+    change(embed_dim=32)
+    with pytest.raises(InputError, match=r"model\.safetensors does not fit config\.json"):
+        minilm.load(folder)
+    CharTokenizer("abc").save(folder / "tokenizer.json")
+    change()
+    with pytest.raises(InputError, match=r"tokenizer\.json has 4 ids"):
+        minilm.load(folder)

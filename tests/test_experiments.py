@@ -1,0 +1,57 @@
+"""Experiments in a clone with tiny parameters: by DVC, by the command line, on one's own text."""
+
+from conftest import stages_run
+
+from minilm.params import STAGES
+
+ALL = set(STAGES)
+
+
+def test_override_reruns_what_depends_on_it(fresh):
+    output = fresh.dvc("exp", "run", "--name", "wider", "-S", "embed_dim=32")
+    assert stages_run(output) == {"train", "evaluate", "sample"}
+    run = fresh.mlflow_runs()[0]
+    assert run.data.params["embed_dim"] == "32"
+    assert run.data.tags["dvc_experiment"] == "wider"
+    assert run.data.tags["dvc_baseline"] == fresh._git("rev-parse", "HEAD").strip()
+    assert "dvc exp apply wider" in run.data.tags["mlflow.note.content"]
+    assert stages_run(fresh.dvc("exp", "run", "-S", "temperature=1.0")) == {"sample"}
+    assert fresh.mlflow_runs()[0].data.tags["latest.temperature"] == "1.0"
+
+
+def test_own_text_and_its_change(fresh, tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text("All work and no play. " * 40)
+    assert stages_run(fresh.dvc("exp", "run", "-S", f"dataset={book}")) == ALL
+    assert fresh.read("data/raw/train.txt").startswith("All work")
+    assert stages_run(fresh.dvc("repro")) == set()
+    book.write_text("Only play. " * 80)
+    assert stages_run(fresh.dvc("repro")) == ALL
+    # Back to an earlier content under another name: nothing old may come from a cache.
+    other = tmp_path / "other.txt"
+    other.write_text("All work and no play. " * 40)
+    fresh.dvc("exp", "run", "-S", f"dataset={other}")
+    fresh.dvc("exp", "run", "-S", f"dataset={book}")
+    assert fresh.read("data/raw/train.txt").startswith("Only play")
+
+
+def test_folder_of_texts_notices_a_new_file(fresh, tmp_path):
+    (tmp_path / "a.txt").write_text("All work and no play. " * 40)
+    fresh.set(dataset=str(tmp_path))
+    fresh.dvc("repro", "download")
+    assert stages_run(fresh.dvc("repro", "download")) == set()
+    (tmp_path / "b.txt").write_text("More.\n" * 40)
+    assert stages_run(fresh.dvc("repro", "download")) == {"download"}
+
+
+def test_command_line_trains_an_experiment(fresh):
+    output = fresh.main("--train", "--seed", "5", "--prompt", "A, 'b' = ${c} ")
+    assert stages_run(output) == {"train", "evaluate", "sample"}
+    assert fresh.mlflow_runs()[0].data.params["seed"] == "5"
+    assert "prompt: \"A, 'b' = ${c} \"" in fresh.read("reports/samples.txt")
+    assert "# of weights, batches and dropout" in fresh.read("params.yaml")
+
+
+def test_torchs_launcher_starts_training(fresh):
+    fresh.dvc("exp", "run", "-S", "launcher='torchrun --standalone --nproc-per-node 1'", "-S", "seed=8")
+    assert fresh.mlflow_runs()[0].data.params["seed"] == "8"

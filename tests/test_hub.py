@@ -1,0 +1,100 @@
+"""The Hub by the real `load_dataset` over HTTP, its absence, its silence, and what comes instead."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hub
+import pytest
+
+ROOT = Path(__file__).parent.parent
+WIKI = {
+    "train": [" = Fox = \n", "", " The quick brown fox , again and again . \n"] * 60,
+    "validation": [" jumps over \n", ""],
+    "test": ["", " the lazy dog \n"],
+}
+
+READ = """
+import json, sys
+from pathlib import Path
+from minilm.corpus import open_corpus
+corpus = open_corpus(sys.argv[1], holdout_fraction=0.1, allow_fallback=sys.argv[2] == "yes")
+print(json.dumps([corpus.origin, corpus.fallback_for, {s: "".join(p()) for s, p in corpus.splits.items()}]))
+"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hub")
+    hub.write_dataset(root, "Salesforce/wikitext", "wikitext-2-raw-v1", WIKI)
+    hub.write_dataset(
+        root, "someone/stories", "default", {"train": ["One.", "Two.\n"] * 50, "test": ["End."]}
+    )
+    hub.write_dataset(root, "someone/images", "default", {"train": ["a"]}, column="image")
+    hub.write_dataset(root, "someone/tests", "default", {"test": ["a"]})
+    with hub.serve(root) as url:
+        yield url
+
+
+def read(endpoint: str, cache: Path, dataset: str, fallback: str = "no") -> subprocess.CompletedProcess:
+    env = {"PATH": "", "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", READ, dataset, fallback]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+def corpus(*arguments, **keywords):
+    done = read(*arguments, **keywords)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_wikitext_rows_are_joined_as_they_are_and_the_cache_serves_without_the_hub(address, tmp_path):
+    expected = [
+        "hub:Salesforce/wikitext:wikitext-2-raw-v1",
+        None,
+        {s: "".join(rows) for s, rows in WIKI.items()},
+    ]
+    assert corpus(address, tmp_path, "wikitext-2") == expected
+    assert corpus("http://127.0.0.1:9", tmp_path, "wikitext-2") == expected
+
+
+def test_any_data_set_with_text_and_its_missing_split(address, tmp_path):
+    origin, _, splits = corpus(address, tmp_path, "hub:someone/stories")
+    assert origin == "hub:someone/stories"
+    whole = "One.\nTwo.\n" * 50
+    assert splits == {"train": whole[:450], "validation": whole[450:], "test": "End.\n"}
+    assert corpus(address, tmp_path, "hub:someone/stories:default")[2] == splits
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("hub:someone/nothing", "hub:someone/nothing"),
+        ("hub:someone/stories:other", "Available: ['default']"),
+        ("hub:someone/images", "has no column text, only image"),
+        ("hub:someone/tests", "has no split train, only test"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_an_error_even_with_fallback(address, tmp_path, dataset, message):
+    done = read(address, tmp_path, dataset, fallback="yes")
+    assert done.returncode != 0
+    assert message in done.stderr.splitlines()[-1]
+    assert "InputError: dataset:" in done.stderr.splitlines()[-1]
+
+
+def test_a_hub_that_accepts_and_keeps_silent_is_given_up_in_time(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        start = time.monotonic()
+        origin, fallback_for, _ = corpus(endpoint, tmp_path, "wikitext-2", fallback="yes")
+        assert time.monotonic() - start < 15
+    assert (origin, fallback_for) == ("sample", "wikitext-2")
+
+
+def test_without_fallback_an_absent_hub_is_an_error(tmp_path):
+    done = read("http://127.0.0.1:9", tmp_path, "wikitext-2")
+    assert "could not be read from the Hugging Face Hub" in done.stderr.splitlines()[-1]
+    assert "allow_fallback: true" in done.stderr.splitlines()[-1]

@@ -1,0 +1,132 @@
+"""The real `dvc repro` in a clone with tiny parameters."""
+
+import json
+
+import mlflow
+import pytest
+import yaml
+from conftest import TINY, stages_run
+
+from minilm.params import FIELDS, STAGES
+
+ALL = set(STAGES)
+OUTS = ("data/raw", "data/encoded", "models/minilm", "reports")
+
+# A change of each key, and the stages that design and README say it concerns.
+CHANGES = {
+    "dataset": "book.txt", "allow_fallback": "false", "holdout_fraction": "0.2", "min_char_count": "2",
+    "block_size": "16", "embed_dim": "32", "num_heads": "4", "num_layers": "2", "mlp_ratio": "2",
+    "activation": "gelu", "attention_dropout": "0.1", "mlp_dropout": "0.1", "batch_size": "8",
+    "learning_rate": "3e-3", "adam_beta1": "0.8", "adam_beta2": "0.99", "weight_decay": "0", "grad_clip": "0",
+    "steps": "5", "eval_interval": "3", "eval_batches": "2", "seed": "1", "launcher": "python3",
+    "eval_context": "3", "prompt": "A", "num_samples": "2", "max_new_tokens": "5", "temperature": "1.0",
+    "top_k": "3", "top_p": "0.5", "sample_seed": "1", "device": "cpu",
+}  # fmt: skip
+
+
+def snapshot(project) -> dict[str, bytes]:
+    """Every file that the stages wrote."""
+    files = (p for out in OUTS for p in sorted((project.folder / out).rglob("*")) if p.is_file())
+    return {str(p.relative_to(project.folder)): p.read_bytes() for p in files}
+
+
+def out_hashes(project) -> dict[str, str]:
+    lock = yaml.safe_load(project.read("dvc.lock"))["stages"]
+    return {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+
+
+def test_without_network_it_trains_on_the_sample_and_says_so_in_every_stage(project):
+    assert stages_run(project.first_output) == ALL
+    for stage in ALL:
+        assert f"{stage}: WARNING: wikitext-2 could not be had" in project.first_output
+    assert "dvc repro -f download" in project.first_output
+    assert "BUNDLED SAMPLE TEXT" in project.read("reports/samples.txt")
+    assert json.loads(project.read("data/raw/source.json"))["origin"] == "sample"
+    assert set(json.loads(project.read("reports/metrics.json"))) == {
+        "test_loss",
+        "test_bits_per_char",
+        "test_perplexity",
+        "test_word_perplexity",
+        "test_accuracy",
+        "unknown_char_rate",
+    }
+    assert project.read("reports/loss.csv").splitlines()[0] == "step,train_loss,val_loss,learning_rate"
+    assert project._git("status", "--porcelain") == ""
+
+
+def test_its_notebook_row_has_everything_and_the_model_loads(project):
+    run = project.mlflow_runs()[-1]
+    assert run.info.status == "FINISHED"
+    assert run.data.params | TINY == run.data.params
+    assert set(FIELDS) - {"device"} <= run.data.params.keys()
+    assert run.data.metrics | json.loads(project.read("reports/metrics.json")) == run.data.metrics
+    card = json.loads(project.read("models/minilm/config.json"))
+    tags = run.data.tags
+    assert tags["model_sha256"] == card["sha256"]["model.safetensors"]
+    assert tags["data_sha256"] == card["data"]["sha256"]
+    assert (tags["data_source"], tags["is_sample_text"]) == ("sample", "true")
+    assert len(tags["git_commit"]) == 40
+    client = project.client()
+    for metric in ("train_loss", "val_loss", "learning_rate", "tokens_per_second"):
+        assert [m.step for m in client.get_metric_history(run.info.run_id, metric)] == [2, 4]
+    stored = {file.path for file in client.list_artifacts(run.info.run_id, "reports")}
+    assert stored == {f"reports/{name}" for name in ("train.json", "loss.csv", "metrics.json", "samples.txt")}
+    (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    loaded = mlflow.pyfunc.load_model(model.artifact_location)
+    (text,) = loaded.predict(["The "], params={"max_new_tokens": 5, "temperature": 0.0})
+    assert text == project.main("--generate", "--temperature", "0", "--max_new_tokens", "5").splitlines()[-2]
+
+
+def test_nothing_changed_nothing_runs(project):
+    assert stages_run(project.dvc("repro")) == set()
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_each_key_concerns_exactly_its_stages(fresh, key):
+    fresh.set(**{key: CHANGES[key]})
+    assert stages_run(fresh.dvc("repro", "--dry")) == {
+        s for s, cls in STAGES.items() if key in cls.model_fields
+    }
+
+
+def test_forced_again_it_gives_the_same_bytes(fresh):
+    before = out_hashes(fresh)
+    assert stages_run(fresh.dvc("repro", "--force")) == ALL
+    assert out_hashes(fresh) == before
+
+
+def test_changed_code_reruns_only_who_uses_it(fresh):
+    path = fresh.folder / "minilm" / "generation.py"
+    path.write_text(path.read_text() + "# changed\n")
+    assert stages_run(fresh.dvc("repro")) == {"sample"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"embed_dim": "18", "num_heads": "4"}, "embed_dim: 18 is not divisible by num_heads, 4"),
+        ({"temperature": "-1"}, "temperature: '-1' is not allowed"),
+        ({"dataset": "missing.txt"}, "there is no text file or folder 'missing.txt'"),
+        ({"holdout_fraction": "0.2"}, "allow_fallback: true"),
+        ({"dataset": "short.txt"}, "block_size: 32 needs a training text of at least 34 characters"),
+        ({"dataset": "broken.txt"}, "not UTF-8: byte 0xff at offset 3"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_the_outputs(fresh, values, message):
+    (fresh.folder / "short.txt").write_text("x" * 33)
+    (fresh.folder / "broken.txt").write_bytes(b"abc\xff")
+    before = snapshot(fresh)
+    fresh.set(**values)
+    if "allow_fallback" in message:
+        fresh.set(allow_fallback="false")
+    output = fresh.dvc("repro", ok=False)
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert message in line
+    assert "Traceback" not in output
+    assert snapshot(fresh) == before
+
+
+def test_a_prompt_of_unknown_characters_is_named_but_costs_no_run(fresh):
+    fresh.set(prompt='"日 x"')
+    assert "the model never saw '日' (U+65E5)" in fresh.dvc("repro")
+    assert "the model never saw '日' (U+65E5)" in fresh.read("reports/samples.txt")

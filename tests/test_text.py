@@ -1,0 +1,138 @@
+import json
+
+import numpy as np
+import pytest
+
+from minilm.corpus import Corpus, open_corpus, read_text, sample_corpus
+from minilm.errors import InputError
+from minilm.files import SPLITS, all_or_nothing
+from minilm.tokenizer import UNKNOWN_CHARACTER, CharTokenizer
+
+TEXT = "naïve 東京 🦊 text,\nwith\ttabs and 🦊 again"
+
+
+def texts(corpus: Corpus) -> dict[str, str]:
+    return {split: "".join(pieces()) for split, pieces in corpus.splits.items()}
+
+
+def test_round_trip_and_vocabulary():
+    tokenizer = CharTokenizer.from_text(TEXT)
+    assert tokenizer.characters == "".join(sorted(set(TEXT)))
+    ids = tokenizer.encode(TEXT)
+    assert ids.dtype == np.uint8
+    assert 0 not in ids
+    assert tokenizer.decode(ids) == TEXT
+    assert tokenizer.decode(list(map(int, ids))) == TEXT
+    assert tokenizer.vocab_size == len(set(TEXT)) + 1
+
+
+def test_pieces_give_the_vocabulary_of_the_whole_and_rare_characters_are_left_out():
+    assert CharTokenizer.from_pieces(iter(TEXT)).characters == CharTokenizer.from_text(TEXT).characters
+    assert CharTokenizer.from_text("aaabbc", min_count=2).characters == "ab"
+    with pytest.raises(InputError, match="lower min_char_count"):
+        CharTokenizer.from_text("abc", min_count=2)
+
+
+def test_unknown_characters_are_zero_and_named():
+    tokenizer = CharTokenizer.from_text("abc")
+    assert list(tokenizer.encode("axc\ufffd")) == [1, 0, 3, 0]
+    assert tokenizer.decode([1, 0]) == "a" + UNKNOWN_CHARACTER
+    assert tokenizer.unknown_characters("xaybx") == ["x", "y"]
+    with pytest.raises(InputError, match="0 to 3"):
+        tokenizer.decode([4])
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(255, np.uint8), (256, np.uint16), (65535, np.uint16), (65536, np.uint32)]
+)
+def test_smallest_type_that_holds_every_id(size, dtype):
+    # Above the surrogates, so that every character is one that UTF-8 can hold.
+    tokenizer = CharTokenizer("".join(map(chr, range(0x10000, 0x10000 + size))))
+    assert tokenizer.dtype == dtype
+    assert int(tokenizer.encode(tokenizer.characters[-1])[0]) == size
+
+
+def test_saved_tokenizer_and_its_damage(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizer = CharTokenizer.from_text(TEXT)
+    tokenizer.save(path)
+    assert CharTokenizer.load(path).characters == tokenizer.characters
+    for damage in ("{", "[]", '{"characters": 3}', '{"characters": ""}', '{"characters": "ba"}'):
+        path.write_text(damage)
+        with pytest.raises(InputError, match=r"tokenizer\.json"):
+            CharTokenizer.load(path)
+
+
+def test_own_file_is_split_without_loss(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text(TEXT * 50, encoding="utf-8")
+    found = texts(open_corpus(str(path), holdout_fraction=0.1))
+    length = len(TEXT) * 50
+    assert "".join(found[split] for split in SPLITS) == TEXT * 50
+    assert len(found["validation"]) == len(found["test"]) == int(length * 0.1)
+
+
+def test_own_file_across_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("minilm.corpus._PIECE", 3)
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "über\r\nalles 🦊\rend\r\n".encode())
+    assert "".join(read_text(path)) == "über\nalles 🦊\nend\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "bom"), [(0, b""), (1, b""), (7, b""), (1048575, b""), (4, b"\xef\xbb\xbf")]
+)
+def test_byte_that_is_not_utf8_is_given_with_its_offset(tmp_path, before, bom):
+    path = tmp_path / "book.txt"
+    path.write_bytes(bom + b"a" * before + b"\xe9xyz")
+    with pytest.raises(InputError, match=f"byte 0xe9 at offset {before + len(bom):,};"):
+        open_corpus(str(path))
+
+
+def test_folder_of_texts(tmp_path):
+    (tmp_path / "b.txt").write_text("second\n")
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "c.md").write_text("no text")
+    assert "".join(texts(open_corpus(str(tmp_path))).values()) == "first\nsecond\n"
+
+
+def test_texts_that_cannot_be_used(tmp_path):
+    with pytest.raises(InputError, match=r"holds no \.txt file"):
+        open_corpus(str(tmp_path))
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(InputError, match="is empty"):
+        open_corpus(str(tmp_path / "empty.txt"))
+    with pytest.raises(InputError, match=r"no text file or folder 'wikitext-4'.*take wikitext-2 or"):
+        open_corpus("wikitext-4")
+    with pytest.raises(InputError, match="not of the form hub:owner/name"):
+        open_corpus("hub:nothing")
+
+
+def test_bundled_sample_is_there_in_wikitext_format():
+    found = texts(sample_corpus())
+    assert sum(len(text.encode()) for text in found.values()) >= 60_000
+    for text in found.values():
+        assert "\n = " in text
+        assert " = = " in text
+    # What a model is tested on must not stand in what it is trained on.
+    lines = {line for line in found["train"].splitlines() if len(line) > 60}
+    assert not lines & {line for split in ("validation", "test") for line in found[split].splitlines()}
+
+
+def test_all_or_nothing(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("old")
+
+    def write(fail: bool):
+        with all_or_nothing(tmp_path / "out") as new:
+            (new / "a").write_text("new")
+            (new / "b").write_text(json.dumps(1))
+            if fail:
+                raise InputError("no")
+
+    with pytest.raises(InputError):
+        write(fail=True)
+    assert [(p.name, p.read_text()) for p in (tmp_path / "out").iterdir()] == [("a", "old")]
+    write(fail=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "new"
