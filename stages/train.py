@@ -40,7 +40,7 @@ def main() -> None:
     }
     device = choose_device(params.device)
     model = MiniGPT(ModelConfig(tokenizer.vocab_size, **shape), seed=params.seed).to(device)
-    made_with = {"torch": torch.__version__, "device": device.type, "threads": torch.get_num_threads()}
+    made_with = {"torch": torch.__version__, "device_type": device.type, "threads": torch.get_num_threads()}
     print(f"train: {model.num_parameters:,} parameters on {device.type}, {made_with['threads']} threads")
 
     with tracking.new_run(project_root(), tracking.data_tags(source)) as notebook:
