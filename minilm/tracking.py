@@ -190,7 +190,8 @@ def _code_and_experiment() -> dict[str, str]:
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
         "git_commit": _git("rev-parse", "HEAD"),
     }
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!params.yaml", ":!dvc.lock")
+    # What an experiment changes in params.yaml and dvc.lock is told by the row's params; this is of the code.
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "dvc.yaml")
     if changes is not None:
         tags["git_dirty"] = str(bool(changes)).lower()
     if name := tags["dvc_experiment"]:

@@ -13,6 +13,7 @@ def test_override_reruns_what_depends_on_it(fresh):
     run = fresh.mlflow_runs()[0]
     assert run.data.params["embed_dim"] == "32"
     assert run.data.tags["dvc_experiment"] == "wider"
+    assert run.data.tags["git_dirty"] == "false"
     assert run.data.tags["dvc_baseline"] == fresh._git("rev-parse", "HEAD").strip()
     assert "dvc exp apply wider" in run.data.tags["mlflow.note.content"]
     assert stages_run(fresh.dvc("exp", "run", "-S", "temperature=1.0")) == {"sample"}
@@ -22,8 +23,11 @@ def test_override_reruns_what_depends_on_it(fresh):
 def test_own_text_and_its_change(fresh, tmp_path):
     book = tmp_path / "book.txt"
     book.write_text("All work and no play. " * 40)
-    assert stages_run(fresh.dvc("exp", "run", "-S", f"dataset={book}")) == ALL
+    assert stages_run(fresh.dvc("exp", "run", "--name", "book", "-S", f"dataset={book}")) == ALL
     assert fresh.read("data/raw/train.txt").startswith("All work")
+    # The experiment's commit holds the link to the text, not the text.
+    (ref,) = fresh._git("for-each-ref", "--format=%(refname)", "refs/exps/*/*/book").split()
+    assert fresh._git("ls-tree", ref, "data/local_text").startswith("120000 blob")
     assert stages_run(fresh.dvc("repro")) == set()
     book.write_text("Only play. " * 80)
     assert stages_run(fresh.dvc("repro")) == ALL

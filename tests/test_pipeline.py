@@ -130,3 +130,24 @@ def test_a_prompt_of_unknown_characters_is_named_but_costs_no_run(fresh):
     fresh.set(prompt='"日 x"')
     assert "the model never saw '日' (U+65E5)" in fresh.dvc("repro")
     assert "the model never saw '日' (U+65E5)" in fresh.read("reports/samples.txt")
+
+
+def test_a_model_without_a_row_gets_one_from_its_folder(fresh):
+    kept = fresh.folder / "mlflow.db"
+    kept.rename(fresh.folder / "kept.db")
+    try:
+        fresh.set(eval_context="3")
+        assert stages_run(fresh.dvc("repro")) == {"evaluate"}
+        (run,) = fresh.mlflow_runs()
+        assert run.data.tags["restored"] == "true"
+        assert run.data.params["embed_dim"] == TINY["embed_dim"]
+        assert run.data.params["eval_context"] == "3"
+        assert run.data.metrics["test_loss"] == json.loads(fresh.read("reports/metrics.json"))["test_loss"]
+    finally:
+        (fresh.folder / "kept.db").replace(kept)
+
+
+def test_a_notebook_that_cannot_be_reached_stops_nothing(fresh):
+    output = fresh.dvc("repro", "--force", "--single-item", "train", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert "WARNING: MLflow could not be written to" in output
+    assert "step 4/4" in output
