@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from minilm.errors import InputError
 from minilm.params import FIELDS, STAGES, SampleParams, allowed, default_text, load_params
@@ -58,13 +59,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 def train(overrides: dict[str, str]) -> int:
     """Write the overrides into params.yaml and run the experiment; returns DVC's exit status."""
-    load_params(PARAMS, overrides)
+    params = load_params(PARAMS, overrides)
     if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True).returncode:
         raise InputError(
             f"{ROOT} is no git repository with a commit, and DVC keeps experiments in git; clone the project "
             "with git, or run: git init && git add --all && git commit --message start"
         )
-    write_params(overrides)
+    write_params(
+        {key: value for part in params for key, value in part.model_dump().items() if key in overrides}
+    )
     # The stages are started as `python`: the one that runs this.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return subprocess.run(
@@ -72,7 +75,7 @@ def train(overrides: dict[str, str]) -> int:
     ).returncode
 
 
-def write_params(overrides: dict[str, str]) -> None:
+def write_params(values: dict[str, Any]) -> None:
     """Change values in params.yaml, keeping its comments."""
     from ruamel.yaml import YAML
 
@@ -80,10 +83,7 @@ def write_params(overrides: dict[str, str]) -> None:
     yaml.preserve_quotes = True
     yaml.width = sys.maxsize
     content = yaml.load(PARAMS)
-    typed = {
-        key: value for part in load_params(PARAMS, overrides) for key, value in part.model_dump().items()
-    }
-    content.update({key: typed[key] for key in overrides})
+    content.update(values)
     temporary = PARAMS.with_suffix(".unfinished")
     yaml.dump(content, temporary)
     temporary.replace(PARAMS)
@@ -97,8 +97,9 @@ def generate(overrides: dict[str, str]) -> None:
     from minilm.device import choose_device
     from minilm.generation import stream
 
-    if read_card(MODEL).data.fallback_for:
-        print(read_card(MODEL).data, file=sys.stderr)
+    source = read_card(MODEL).data
+    if source.fallback_for:
+        print(source, file=sys.stderr)
     model, tokenizer = load(MODEL, choose_device(params.device))
     settings = params.model_dump(include={"prompt", "max_new_tokens", "temperature", "top_k", "top_p"})
     # One text is what a prompt asks for, unless more are asked for here.
