@@ -3,6 +3,7 @@
 All in NumPy; who trains or evaluates moves a batch to torch and to its device.
 """
 
+import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,9 @@ def open_tokens(path: str | Path) -> Ids:
 
 
 class RandomBatches:
-    """Endless training batches from random places of the tokens.
+    """Training batches from random places of the tokens, one for each step.
+
+    The batch of a step depends on the seed and the step only, so that training can go on from any step.
 
     Args:
         tokens: (tokens,), longer than `block_size`.
@@ -39,17 +42,15 @@ class RandomBatches:
     """
 
     def __init__(self, tokens: Ids, batch_size: int, block_size: int, seed: int):
-        self.tokens, self.shape = tokens, (batch_size, block_size)
-        self.rng = np.random.default_rng(seed)
+        self.tokens, self.batch_size, self.block_size, self.seed = tokens, batch_size, block_size, seed
 
-    def __iter__(self) -> Iterator[tuple[Batch, Batch]]:
-        return self
-
-    def __next__(self) -> tuple[Batch, Batch]:
+    def at(self, step: int) -> tuple[Batch, Batch]:
         """Inputs and targets, both (batch, time): the target of a character is the one after it."""
-        batch_size, block_size = self.shape
-        starts = self.rng.integers(0, len(self.tokens) - block_size, size=batch_size)
-        return _windows(self.tokens, starts, block_size)
+        rng = np.random.default_rng([self.seed, step])
+        starts = rng.integers(0, len(self.tokens) - self.block_size, size=self.batch_size)
+        if step % 16 == 0:
+            _forget_pages(self.tokens)
+        return _windows(self.tokens, starts, self.block_size)
 
 
 def spaced_batches(
@@ -57,12 +58,14 @@ def spaced_batches(
 ) -> Iterator[tuple[Batch, Batch]]:
     """`count` batches of windows at even distances over the tokens, the same at each call.
 
-    A glance at a split that is too long to score whole at each report.
+    A glance at a split that is too long to score whole at each report. A count of 0 takes as many windows
+    as cover the split; their distances being even, they overlap a little, and the last batch is smaller.
     """
     width = min(block_size, len(tokens) - 1)
-    starts = np.linspace(0, len(tokens) - 1 - width, count * batch_size).astype(np.int64)
-    for part in starts.reshape(count, batch_size):
-        yield _windows(tokens, part, width)
+    windows = count * batch_size or -(-(len(tokens) - 1) // width)
+    starts = np.linspace(0, len(tokens) - 1 - width, windows).astype(np.int64)
+    for first in range(0, windows, batch_size):
+        yield _windows(tokens, starts[first : first + batch_size], width)
 
 
 class ScoringBatch(NamedTuple):
@@ -115,6 +118,16 @@ def write_tokens(path: str | Path, pieces: Iterable[Ids], dtype: npt.DTypeLike) 
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (count,)})
         assert file.tell() == start
     return count
+
+
+def _forget_pages(tokens: Ids) -> None:
+    """Give back the memory of what was read from the token file, which stays on disk.
+
+    The kernel counts each page read as the process's, with its neighbours: without this the memory would
+    grow to the size of the corpus.
+    """
+    if isinstance(tokens.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        tokens.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _windows(tokens: Ids, starts: npt.NDArray[np.integer], width: int) -> tuple[Batch, Batch]:

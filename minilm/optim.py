@@ -1,21 +1,82 @@
-"""The optimizer: how gradients become steps."""
+"""The optimizers: how gradients become steps, and how large these are when."""
+
+import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+
+from minilm.model import MiniGPT
+from minilm.params import TrainParams
 
 
-def adamw(
-    model: nn.Module, learning_rate: float, betas: tuple[float, float], weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW ("Decoupled Weight Decay Regularization", Loshchilov and Hutter, 2019).
+def make_optimizers(model: MiniGPT, params: TrainParams) -> list[torch.optim.Optimizer]:
+    """The optimizers that together adjust each parameter once.
 
-    Matrices and embeddings decay; biases and the gains of normalisations, which only shift and scale,
-    do not.
+    `adamw`: AdamW for all ("Decoupled Weight Decay Regularization", Loshchilov and Hutter, 2019).
+    Matrices and embeddings decay; biases and the gains of normalisations, which only shift and scale, do
+    not.
+
+    `muon`: Muon for the blocks' matrices, AdamW for the rest. Muon makes the directions of a matrix's
+    step equally long ("Muon: An optimizer for hidden layers in neural networks", Jordan et al., 2024); its
+    steps are scaled to the size of AdamW's, so that one learning rate does for both ("Muon is Scalable for
+    LLM Training", Liu et al., 2025).
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizers: list[torch.optim.Optimizer] = []
+    parameters = list(model.parameters())
+    if params.optimizer == "muon":
+        matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=params.learning_rate,
+                weight_decay=params.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+        taken = set(map(id, matrices))
+        parameters = [p for p in parameters if id(p) not in taken]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": params.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    # fused updates all parameters in one kernel.
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    optimizers.append(
+        torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=params.learning_rate,
+            betas=(params.adam_beta1, params.adam_beta2),
+            fused=True,  # all parameters in one kernel
+        )
+    )
+    return optimizers
+
+
+def learning_rate_at(step: int, params: TrainParams) -> float:
+    """The learning rate of update `step`, from 1 to params.steps.
+
+    It rises linearly over warmup_steps and then stays, or falls to min_learning_rate_ratio in a line or
+    half a cosine ("SGDR: Stochastic Gradient Descent with Warm Restarts", Loshchilov and Hutter, 2017).
+    """
+    if step <= params.warmup_steps:
+        return params.learning_rate * step / params.warmup_steps
+    done = (step - 1 - params.warmup_steps) / max(1, params.steps - 1 - params.warmup_steps)  # 0 to 1
+    remaining = {
+        "constant": 1.0,
+        "linear": 1 - done,
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+    }[params.learning_rate_schedule]
+    lowest = params.min_learning_rate_ratio
+    return params.learning_rate * (lowest + (1 - lowest) * remaining)
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
+    """Make the next step one of this size."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+
+def clip_gradients(model: nn.Module, largest: float) -> torch.Tensor:
+    """Scale the gradients down to a norm of `largest`, 0 being no limit; returns their norm before, ()."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), largest or math.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -84,19 +84,66 @@ class TrainParams(StageParams):
     num_heads: Int = Field(4, ge=1, le=256, description="attention heads a block; must divide embed_dim")
     num_layers: Int = Field(2, ge=1, le=256, description="transformer blocks")
     mlp_ratio: Int = Field(4, ge=1, le=64, description="width of the MLP's hidden layer, in embed_dims")
-    activation: Literal["relu", "gelu"] = Field("relu", description="non-linearity of the MLP")
+    position: Literal["learned", "sinusoidal", "rope", "alibi"] = Field(
+        "learned", description="how the model knows where a character stands"
+    )
+    activation: Literal["relu", "gelu", "relu2", "swiglu"] = Field(
+        "relu", description="non-linearity of the MLP; relu2 is the square of relu"
+    )
+    normalization: Literal["layernorm", "rmsnorm"] = Field(
+        "layernorm", description="what brings the residual stream to unit scale before each part"
+    )
+    qk_norm: bool = Field(False, description="normalise each head's queries and keys too")
+    tied_embeddings: bool = Field(True, description="score characters with the embedding that reads them")
+    biases: bool = Field(True, description="a bias in each linear layer and LayerNorm")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the attention weights")
     mlp_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the MLP's output")
-    batch_size: Int = Field(32, ge=1, le=65536, description="windows of block_size characters a step")
-    learning_rate: float = Field(0.0003, gt=0, le=10, description="AdamW's step size")
+    logit_softcap: float = Field(
+        0.0, ge=0, le=10**6, description="keeps logits below this size, smoothly; 0 means no limit"
+    )
+    zero_init_projections: bool = Field(
+        False, description="start the layers that write into the residual stream at zero"
+    )
+    batch_size: Int = Field(
+        32, ge=1, le=65536, description="windows of block_size characters a step, on all devices together"
+    )
+    grad_accumulation: Int = Field(
+        1, ge=1, le=65536, description="parts that a batch goes through the model in, to save memory"
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon orthogonalises the steps of the blocks' matrices, the rest keeps AdamW"
+    )
+    learning_rate: float = Field(0.0003, gt=0, le=10, description="the optimizer's step size at its highest")
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how the learning rate falls after the warm-up"
+    )
+    min_learning_rate_ratio: float = Field(
+        0.1, ge=0, le=1, description="share of learning_rate that linear and cosine end with"
+    )
+    warmup_steps: Int = Field(
+        0, ge=0, le=10**9, description="steps in which the learning rate first rises from zero"
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's memory for the gradient's mean")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's memory for the gradient's square")
-    weight_decay: float = Field(0.1, ge=0, le=10, description="AdamW's decay of matrices and embeddings")
+    weight_decay: float = Field(0.1, ge=0, le=10, description="decay of matrices and embeddings")
     grad_clip: float = Field(1.0, ge=0, le=10**6, description="largest gradient norm; 0 means no limit")
     steps: Int = Field(200, ge=1, le=10**9, description="updates of the weights")
     eval_interval: Int = Field(50, ge=1, le=10**9, description="steps between two reports of the losses")
     eval_batches: Int = Field(
-        8, ge=1, le=10**6, description="batches of validation text that a report's loss is the mean of"
+        8, ge=0, le=10**6, description="batches of validation text in a report's loss; 0 takes all of it"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="weights that become the model: the last, or those of the best report"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the matrix products; auto takes bf16 where the hardware has it"
+    )
+    compile: bool = Field(False, description="compile the model first; pays off in long training")
+    checkpoint_interval: float = Field(
+        60.0, gt=0, le=10**6, description="seconds between two saved states, to resume after an interruption"
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp spreads the model over the launcher's processes"
     )
     seed: Int = Field(1337, ge=0, lt=2**32, description="seed of weights, batches and dropout")
     launcher: Text = Field("python", description="what starts the train stage")
@@ -229,6 +276,16 @@ def _cross_problems(values: Mapping[str, Any]) -> list[str]:
             f"take num_heads {nearest} or embed_dim {max(1, round(width / heads)) * heads}"
         )
     context, block = values.get("eval_context"), values.get("block_size")
+    if values.get("position") == "rope" and width and heads and width % heads == 0 and width // heads % 2:
+        problems.append(
+            f"position: rope turns pairs of channels, but embed_dim {width} / num_heads {heads} is odd; "
+            f"take embed_dim {2 * width}"
+        )
+    batch, parts = values.get("batch_size"), values.get("grad_accumulation")
+    if batch and parts and batch % parts:
+        problems.append(f"grad_accumulation: {parts} does not divide batch_size, {batch}")
+    if values.get("optimizer") == "muon" and values.get("sharding") == "fsdp":
+        problems.append("optimizer: muon needs whole matrices, but sharding: fsdp splits them; take adamw")
     if isinstance(context, int) and block and context >= block:
         problems.append(f"eval_context: {context} must be below block_size, {block}; or take auto")
     return problems

@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 import minilm
 from minilm.errors import InputError
@@ -27,6 +30,17 @@ def project_root() -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")).absolute()
 
 
+def is_forced() -> bool:
+    """Whether DVC was told to run this again from the start, as by `dvc repro --force`."""
+    # DVC does not tell its stages, so ask how the processes above this one were called.
+    for process in psutil.Process().parents():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if any(Path(word).name == "dvc" for word in command[:3]):
+                return any(word in ("-f", "--force") for word in command)
+    return False
+
+
 def _require_own_library() -> None:
     """An experiment must not run another folder's code."""
     found = Path(minilm.__file__).parent.resolve()
@@ -38,5 +52,6 @@ def _require_own_library() -> None:
 
 def _put_back_outputs() -> None:
     """DVC removes a stage's outputs before it runs; after a failure bring the last good ones back."""
-    if stage := os.environ.get("DVC_STAGE"):
+    # Of several processes the first does it.
+    if (stage := os.environ.get("DVC_STAGE")) and os.environ.get("RANK", "0") == "0":
         subprocess.run([sys.executable, "-m", "dvc", "checkout", "--quiet", stage], capture_output=True)

@@ -2,24 +2,26 @@
 
 import csv
 import json
-import os
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from minilm import checkpoint, tracking
 from minilm.batches import open_tokens
-from minilm.device import choose_device
-from minilm.errors import InputError
+from minilm.device import choose_precision
+from minilm.distributed import Workers, join_workers, whole_model
 from minilm.files import all_or_nothing
 from minilm.model import MiniGPT, ModelConfig
-from minilm.params import load_params
+from minilm.params import Params, TrainParams, load_params
+from minilm.resume import Snapshots, fingerprint, loaded_code
 from minilm.source import Source
 from minilm.tokenizer import CharTokenizer
-from minilm.training import Report, train
-from stages import project_root, run
+from minilm.training import Report, best_report, train
+from stages import is_forced, project_root, run
 
 SOURCE, ENCODED, MODEL, REPORTS = (
     Path(name) for name in ("data/raw/source.json", "data/encoded", "models/minilm", "reports")
@@ -28,60 +30,91 @@ SOURCE, ENCODED, MODEL, REPORTS = (
 
 def main() -> None:
     """Train a model of the shape in params.yaml, write its folder, note it all in MLflow."""
-    all_params = load_params("params.yaml")
-    params, source = all_params.train, Source.load(SOURCE)
-    print("train:", source)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("launcher: training runs in one process; take --nproc-per-node 1")
+    params = load_params("params.yaml")
+    with join_workers(params.train.device) as workers:
+        train_together(params, workers)
 
+
+def train_together(all_params: Params, workers: Workers) -> None:
+    """What each process does; of several, the first alone writes files, notes and messages."""
+    params, source = all_params.train, Source.load(SOURCE)
     tokenizer = CharTokenizer.load(ENCODED / "tokenizer.json")
     shape = {
         field.name: getattr(params, field.name) for field in fields(ModelConfig) if field.name != "vocab_size"
     }
-    device = choose_device(params.device)
-    model = MiniGPT(ModelConfig(tokenizer.vocab_size, **shape), seed=params.seed).to(device)
-    made_with = {"torch": torch.__version__, "device_type": device.type, "threads": torch.get_num_threads()}
-    print(f"train: {model.num_parameters:,} parameters on {device.type}, {made_with['threads']} threads")
+    model = MiniGPT(ModelConfig(tokenizer.vocab_size, **shape), seed=params.seed).to(workers.device)
+    made_with = {
+        "torch": torch.__version__,
+        "device_type": workers.device.type,
+        "precision": str(choose_precision(params.precision, workers.device)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "processes": workers.count,
+    }
+    snapshots = open_snapshots(params, made_with)
 
-    with tracking.new_run(project_root(), tracking.data_tags(source)) as notebook:
-        for part in (all_params.download, all_params.encode, params):
-            notebook.log_params(part.model_dump())
-        notebook.log_params({"num_parameters": model.num_parameters, **made_with})
+    first = workers.rank == 0
+    row = tracking.new_run(project_root(), tracking.data_tags(source)) if first else nullcontext()
+    with row as notebook:
+        if notebook:
+            print("train:", source)
+            print(f"train: {model.num_parameters:,} parameters, {made_with}")
+            for part in (all_params.download, all_params.encode, params):
+                notebook.log_params(part.model_dump())
+            notebook.log_params({"num_parameters": model.num_parameters, **made_with})
 
         def report(now: Report) -> None:
-            notebook.log_metrics(
-                {name: value for name, value in now._asdict().items() if name != "step"}, now.step
-            )
-            tqdm.write(
-                f"step {now.step:>{len(str(params.steps))}}/{params.steps}  train loss {now.train_loss:.4f}  "
-                f"validation loss {now.val_loss:.4f}  {now.tokens_per_second:,.0f} characters/s"
-            )
+            if notebook:
+                notebook.log_metrics(
+                    {name: value for name, value in now._asdict().items() if name != "step"}, now.step
+                )
+                tqdm.write(
+                    f"step {now.step:>{len(str(params.steps))}}/{params.steps}  "
+                    f"train loss {now.train_loss:.4f}  validation loss {now.val_loss:.4f}  "
+                    f"{now.tokens_per_second:,.0f} characters/s, {now.flop_utilization:.0%} of the peak"
+                )
 
         train_tokens, val_tokens = open_tokens(ENCODED / "train.npy"), open_tokens(ENCODED / "validation.npy")
-        reports = train(model, train_tokens, val_tokens, params, report)
+        reports = train(model, train_tokens, val_tokens, params, report, snapshots, workers)
+        model = whole_model(model, params.sharding)
+        if notebook:
+            checkpoint.save(MODEL, model, tokenizer, params.model_dump(), source, made_with)
+            summary = write_reports(reports, model, params)
+            notebook.log_metrics({key: summary[key] for key in ("best_step", "best_val_loss")}, params.steps)
+            notebook.log_files(REPORTS / "train.json", REPORTS / "loss.csv")
+            notebook.log_model(MODEL)
+            snapshots.remove()
 
-        checkpoint.save(MODEL, model, tokenizer, params.model_dump(), source, made_with)
-        write_reports(reports, model)
-        notebook.log_files(REPORTS / "train.json", REPORTS / "loss.csv")
-        notebook.log_model(MODEL)
+
+def open_snapshots(params: TrainParams, made_with: dict[str, Any]) -> Snapshots:
+    """The saved states of exactly this training: same parameters, data, code and machine's ways."""
+    inputs = [ENCODED / name for name in ("tokenizer.json", "train.npy", "validation.npy")]
+    name = fingerprint(params.model_dump(), made_with, files=[*inputs, *loaded_code(Path.cwd())])
+    snapshots = Snapshots(project_root() / ".checkpoints" / name, params.checkpoint_interval)
+    if is_forced():
+        snapshots.remove()
+    return snapshots
 
 
-def write_reports(reports: list[Report], model: MiniGPT) -> None:
-    """The curves and the last losses; the rate stays out, since it differs between two equal runs."""
+def write_reports(reports: list[Report], model: MiniGPT, params: TrainParams) -> dict[str, float]:
+    """The curves and the summary; rates stay out, since they differ between two equal runs."""
     columns = ("step", "train_loss", "val_loss", "learning_rate")
-    last = reports[-1]
+    best = best_report(reports)
+    kept = best if params.keep == "best" else reports[-1]
+    summary = {
+        "train_loss": kept.train_loss,
+        "val_loss": kept.val_loss,
+        "step": kept.step,
+        "best_val_loss": best.val_loss,
+        "best_step": best.step,
+        "num_parameters": model.num_parameters,
+    }
     with all_or_nothing(REPORTS) as new:
         with (new / "loss.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows([getattr(now, column) for column in columns] for now in reports)
-        summary = {
-            "train_loss": last.train_loss,
-            "val_loss": last.val_loss,
-            "steps": last.step,
-            "num_parameters": model.num_parameters,
-        }
         (new / "train.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
 
 
 if __name__ == "__main__":

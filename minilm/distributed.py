@@ -1,0 +1,158 @@
+"""Several processes that train one model, each on its share of every batch.
+
+torchrun starts them and says in the environment which one each is ("PyTorch Distributed", Li et al.,
+2020). Without it there is one.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from minilm.device import choose_device
+from minilm.errors import InputError
+from minilm.model import MiniGPT
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train together, as one of them sees them.
+
+    Attributes:
+        device: where this one works.
+        rank: which one this is, from 0; only the first writes files and logs.
+        count: how many there are.
+        host_group: for agreements between the processes, which wait for no GPU.
+    """
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+    host_group: Any = None
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's rows of a batch: (batch, ...) -> (batch / count, ...)."""
+        return batch[self.rank :: self.count]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of all processes' values, of any shape; each gets the same."""
+        if self.count == 1:
+            return values
+        together = values.to(self.device, copy=True)
+        dist.all_reduce(together)
+        return together / self.count
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag whether it is set in any process; each gets the same."""
+        if self.count == 1:
+            return list(flags)
+        together = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(together, dist.ReduceOp.MAX, group=self.host_group)
+        return together.bool().tolist()
+
+
+@contextmanager
+def join_workers(device_name: str) -> Iterator[Workers]:
+    """This process's place among those that torchrun has started; alone, if it has not.
+
+    Raises:
+        InputError: the device is not to be had.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield Workers(choose_device(device_name))
+        return
+    device = choose_device(device_name, int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Workers(device, dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+def parallelise(model: MiniGPT, sharding: str, workers: Workers) -> nn.Module:
+    """The model as the processes train it together: what is called in place of `model`.
+
+    `none` keeps a copy in each process and averages the gradients. `fsdp` leaves each process a share of
+    every parameter, its gradient and its optimizer state, and gathers a block when it is computed
+    ("PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", Zhao et al., 2023).
+
+    Raises:
+        InputError: fsdp without torchrun.
+    """
+    if sharding == "fsdp":
+        if not dist.is_initialized():
+            raise InputError("sharding: fsdp needs processes; set launcher to torchrun, as the README says")
+        mesh = dist.init_device_mesh(workers.device.type, (workers.count,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
+    if workers.count > 1:
+        devices = [workers.device] if workers.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices)
+    return model
+
+
+def whole_weights(model: MiniGPT) -> dict[str, Tensor]:
+    """A copy of the weights on the CPU, gathered if they are spread; all processes call it together.
+
+    If they are spread, only the first process gets them.
+    """
+    weights = get_model_state_dict(model, options=_WHOLE)
+    return {name: tensor.clone() for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+
+
+def whole_state(model: MiniGPT, optimizers: list[Optimizer]) -> dict[str, Any]:
+    """Weights and optimizer state, as in `whole_weights` but not copied where they are whole already."""
+    weights, steps = get_state_dict(model, optimizers, options=_WHOLE)
+    return {"model": weights, "optimizers": steps}
+
+
+def load_whole_weights(model: MiniGPT, weights: dict[str, Tensor]) -> None:
+    """What `whole_weights` gave, back into a model, spread as it is; all processes call it together."""
+    set_model_state_dict(model, {**weights}, options=_spread())
+
+
+def load_whole_state(model: MiniGPT, optimizers: list[Optimizer], state: dict[str, Any]) -> None:
+    """What `whole_state` gave, back into model and optimizers; all processes call it together."""
+    set_state_dict(
+        model,
+        optimizers,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizers"],
+        options=_spread(),
+    )
+
+
+def whole_model(model: MiniGPT, sharding: str) -> MiniGPT:
+    """The model itself, or after fsdp, in the first process, one that has all the weights."""
+    if sharding == "none":
+        return model
+    weights, whole = whole_weights(model), MiniGPT(model.config).eval()
+    if weights:
+        whole.load_state_dict(weights)
+    return whole
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _spread() -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())

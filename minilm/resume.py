@@ -1,0 +1,123 @@
+"""States of a training that is under way, from which it goes on after an interruption.
+
+A state is one file: the SHA-256 of what follows, in hexadecimal, and torch's own format. It is written
+under another name and renamed, and the one before it stays, so that whenever the process or the machine
+stops, one whole state is there.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from minilm.files import sha256_of
+
+DIGEST_LENGTH = 64
+# Saving may take this share of the time at most, whatever the interval.
+LARGEST_SHARE = 0.005
+
+
+class Snapshots:
+    """The saved states of one training.
+
+    Args:
+        folder: theirs alone.
+        interval: seconds between two of them.
+    """
+
+    def __init__(self, folder: str | Path, interval: float):
+        self.folder, self.interval = Path(folder), interval
+        self._next = time.monotonic() + interval
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() >= self._next
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the state after `step`; it and the one before it stay."""
+        start = time.monotonic()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / "unfinished"
+        with unfinished.open("wb") as file:
+            file.write(hashlib.sha256(content).hexdigest().encode())
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self.folder / f"step-{step:010}")
+        for old in self._states()[:-2]:
+            old.unlink()
+        now = time.monotonic()
+        self._next = now + max(self.interval, (now - start) / LARGEST_SHARE)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state that is undamaged, or None; damaged ones are named and removed."""
+        for path in reversed(self._states()):
+            content = path.read_bytes()
+            digest, content = content[:DIGEST_LENGTH], content[DIGEST_LENGTH:]
+            if hashlib.sha256(content).hexdigest().encode() == digest:
+                return torch.load(io.BytesIO(content), weights_only=True)
+            print(
+                f"WARNING: {path} is damaged; training goes on from an earlier state, if any", file=sys.stderr
+            )
+            path.unlink(missing_ok=True)
+        return None
+
+    def remove(self) -> None:
+        """Forget all states: the training is finished, or starts anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _states(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("step-*"))
+
+
+def fingerprint(*parts: Any, files: list[Path]) -> str:
+    """A name for a training: the same for the same parts, JSON values, and files' contents only."""
+    digests = [sha256_of(file) for file in files]
+    return hashlib.sha256(json.dumps([parts, digests], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def loaded_code(root: Path) -> list[Path]:
+    """The files below `root` that this process has imported, but for installed packages."""
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    found = {Path(file).resolve() for file in files if file}
+    # is_file: some modules that live in no file name one that is not there.
+    own = [path for path in found if path.is_relative_to(root) and path.is_file()]
+    return sorted(path for path in own if "site-packages" not in path.parts)
+
+
+@contextmanager
+def interruption(enabled: bool = True) -> Iterator[list[str]]:
+    """A list that gets the name of SIGINT or SIGTERM instead of the process its end.
+
+    Only in the main thread and if `enabled`; elsewhere the list stays empty, as Python allows no handlers.
+    """
+    received: list[str] = []
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
