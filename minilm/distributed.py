@@ -71,7 +71,7 @@ def join_workers(device_name: str) -> Iterator[Workers]:
     """This process's place among those that torchrun has started; alone, if it has not.
 
     Raises:
-        InputError: the device is not to be had.
+        InputError: the device is not to be had, or another process is lost.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Workers(choose_device(device_name))
@@ -82,6 +82,14 @@ def join_workers(device_name: str) -> Iterator[Workers]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Workers(device, dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+    except RuntimeError as error:
+        if dist.get_world_size() == 1:
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"the connection to another process of this training was lost ({reason}); "
+            "the same command goes on from the last saved state"
+        ) from error
     finally:
         dist.destroy_process_group()
 

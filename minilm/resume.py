@@ -77,6 +77,11 @@ class Snapshots:
             path.unlink(missing_ok=True)
         return None
 
+    @property
+    def newest_step(self) -> int:
+        """The step after which the newest state was saved; 0 if there is none."""
+        return max((int(path.name.removeprefix("step-")) for path in self._states()), default=0)
+
     def remove(self) -> None:
         """Forget all states: the training is finished, or starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -57,7 +57,12 @@ def train_together(all_params: Params, workers: Workers) -> None:
     with row as notebook:
         if notebook:
             print("train:", source)
-            print(f"train: {model.num_parameters:,} parameters, {made_with}")
+            print(
+                f"train: {model.num_parameters:,} parameters in {made_with['precision']} on "
+                f"{made_with['device_type']}, {workers.count} x {made_with['threads']} threads"
+            )
+            if snapshots.newest_step:
+                print(f"train: going on from the state after step {snapshots.newest_step} of {params.steps}")
             for part in (all_params.download, all_params.encode, params):
                 notebook.log_params(part.model_dump())
             notebook.log_params({"num_parameters": model.num_parameters, **made_with})

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Two tests run at once, on two cores; read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +66,7 @@ class Project:
         path = self.folder / "params.yaml"
         text = path.read_text()
         for key, value in values.items():
-            text, found = re.subn(rf'(?m)^{key}: *("[^"]*"|\S+)', f"{key}: {value}", text)
+            text, found = re.subn(rf'(?m)^{key}: *("[^"]*"|[^#\n]+?)(?= *(#|$))', f"{key}: {value}", text)
             assert found == 1, key
         path.write_text(text)
 

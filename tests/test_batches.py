@@ -21,16 +21,27 @@ def test_token_file_in_pieces_equals_numpys_own(tmp_path):
 def test_random_batches_shift_targets_by_one_reach_both_ends_and_repeat_with_the_seed():
     tokens = np.arange(10, dtype=np.uint8)
     batches = RandomBatches(tokens, batch_size=200, block_size=4, seed=1)
-    inputs, targets = next(batches)
+    inputs, targets = batches.at(1)
     assert inputs.shape == targets.shape == (200, 4)
     assert (targets == inputs + 1).all()
     assert (np.diff(inputs) == 1).all()
     assert inputs.min() == 0
     assert targets.max() == 9
     again = RandomBatches(tokens, 200, 4, seed=1)
-    assert (next(again)[0] == inputs).all()
-    assert (next(again)[0] == next(batches)[0]).all()
-    assert (next(RandomBatches(tokens, 200, 4, seed=2))[0] != inputs).any()
+    assert (again.at(2)[0] == batches.at(2)[0]).all()
+    assert (again.at(1)[0] == inputs).all()
+    assert (again.at(2)[0] != inputs).any()
+    assert (RandomBatches(tokens, 200, 4, seed=2).at(1)[0] != inputs).any()
+
+
+def test_random_batches_of_a_file_equal_those_of_memory(tmp_path):
+    tokens = np.random.default_rng(3).integers(0, 200, 5000).astype(np.uint8)
+    np.save(tmp_path / "a.npy", tokens)
+    on_disk = RandomBatches(open_tokens(tmp_path / "a.npy"), 3, 10, seed=1)
+    in_memory = RandomBatches(tokens, 3, 10, seed=1)
+    for step in range(1, 40):
+        for found, expected in zip(on_disk.at(step), in_memory.at(step), strict=True):
+            assert (found == expected).all()
 
 
 def test_spaced_batches_span_the_split():
@@ -39,6 +50,13 @@ def test_spaced_batches_span_the_split():
     assert found[-1][1].max() == 100
     ((inputs, _),) = spaced_batches(np.arange(5), batch_size=1, block_size=10, count=1)
     assert inputs.tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("length", [2, 3, 11, 12, 40, 101])
+def test_spaced_batches_without_a_count_cover_the_split(length):
+    found = list(spaced_batches(np.arange(length), batch_size=3, block_size=10, count=0))
+    assert {int(t) for _, targets in found for t in targets.flat} == set(range(1, length))
+    assert sum(len(inputs) for inputs, _ in found) == -(-(length - 1) // min(10, length - 1))
 
 
 @pytest.mark.parametrize("length", [2, 3, 8, 9, 10, 11, 12, 40, 101])

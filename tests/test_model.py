@@ -1,12 +1,23 @@
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from minilm import MiniGPT, ModelConfig, SelfAttention, TransformerBlock
 from minilm.errors import InputError
+from minilm.model import ACTIVATIONS, MLP, NORMALIZATIONS, normalization
+from minilm.positions import POSITIONS, alibi_slopes, rotate
 
 CONFIG = ModelConfig(vocab_size=11, block_size=12, embed_dim=24, num_heads=3, num_layers=2)
 
@@ -64,24 +75,235 @@ def test_logits_equal_those_of_hugging_faces_gpt2(activation):
         torch.testing.assert_close(model(ids), as_gpt2(model)(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_attention_equals_its_formula_position_by_position():
+def as_llama(model: MiniGPT) -> LlamaForCausalLM | Qwen3ForCausalLM:
+    """Qwen3 is Llama with normalised queries and keys."""
+    config = model.config
+    hidden = model.blocks[0].mlp.projection.in_features
+    cls, config_cls = (Qwen3ForCausalLM, Qwen3Config) if config.qk_norm else (LlamaForCausalLM, LlamaConfig)
+    twin = cls(
+        config_cls(
+            vocab_size=config.vocab_size,
+            hidden_size=config.embed_dim,
+            intermediate_size=hidden,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.block_size,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=config.tied_embeddings,
+        )
+    ).eval()
+    ours, theirs = model.state_dict(), {}
+    theirs["model.embed_tokens.weight"] = ours["token_embedding.weight"]
+    theirs["lm_head.weight"] = ours["token_embedding.weight" if config.tied_embeddings else "head.weight"]
+    theirs["model.norm.weight"] = ours["final_norm.weight"]
+    for layer in range(config.num_layers):
+        block, prefix = f"blocks.{layer}.", f"model.layers.{layer}."
+        query, key, value = ours[block + "attention.qkv.weight"].chunk(3)
+        gate, up = ours[block + "mlp.expand.weight"].chunk(2)
+        theirs |= {
+            prefix + "self_attn.q_proj.weight": query,
+            prefix + "self_attn.k_proj.weight": key,
+            prefix + "self_attn.v_proj.weight": value,
+            prefix + "self_attn.o_proj.weight": ours[block + "attention.projection.weight"],
+            prefix + "mlp.gate_proj.weight": gate,
+            prefix + "mlp.up_proj.weight": up,
+            prefix + "mlp.down_proj.weight": ours[block + "mlp.projection.weight"],
+            prefix + "input_layernorm.weight": ours[block + "attention_norm.weight"],
+            prefix + "post_attention_layernorm.weight": ours[block + "mlp_norm.weight"],
+        }
+        if config.qk_norm:
+            theirs[prefix + "self_attn.q_norm.weight"] = ours[block + "attention.query_norm.weight"]
+            theirs[prefix + "self_attn.k_norm.weight"] = ours[block + "attention.key_norm.weight"]
+    twin.load_state_dict(theirs)
+    return twin
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_logits_equal_those_of_hugging_faces_llama_and_qwen3(qk_norm, tied):
+    config = ModelConfig(
+        11, 12, 24, 3, 2, position="rope", activation="swiglu", normalization="rmsnorm", biases=False,
+        tied_embeddings=tied, qk_norm=qk_norm,
+    )  # fmt: skip
+    model = randomised(config)
+    ids = torch.randint(0, 11, (4, 12), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), as_llama(model)(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def literal_weights(attention: SelfAttention, x: torch.Tensor) -> torch.Tensor:
+    """Attention weights of one sequence, head by head and position by position: (T, C) -> (H, T, T)."""
+    config, time = attention.config, len(x)
+    query, key, _ = (
+        part.view(time, config.num_heads, config.head_dim) for part in attention.qkv(x).split(24, -1)
+    )
+    if config.qk_norm:
+        query, key = attention.query_norm(query), attention.key_norm(key)
+    found = torch.zeros(config.num_heads, time, time)
+    for head, row in itertools.product(range(config.num_heads), range(time)):
+        scores = []
+        for column in range(row + 1):
+            q, k = query[row, head], key[column, head]
+            if config.position == "rope":
+                q, k = rotate(q[None], torch.tensor([row]))[0], rotate(k[None], torch.tensor([column]))[0]
+            score = q @ k / math.sqrt(config.head_dim)
+            if config.position == "alibi":
+                score = score - alibi_slopes(config.num_heads)[head] * (row - column)
+            scores.append(score)
+        found[head, row, : row + 1] = torch.softmax(torch.stack(scores), 0)
+    return found
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_attention_equals_its_formula_position_by_position(position, qk_norm):
+    attention = randomised(replace(CONFIG, position=position, qk_norm=qk_norm)).blocks[0].attention
+    x = torch.randn(5, 24, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        weights = literal_weights(attention, x)
+        value = attention.qkv(x)[:, 48:].view(5, 3, 8)
+        mixed = torch.einsum("hij,jhd->ihd", weights, value).reshape(5, 24)
+        torch.testing.assert_close(attention.weights(x[None])[0], weights, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(attention(x[None])[0], attention.projection(mixed), atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_hands_out_the_weights_of_each_layer():
     model = randomised(CONFIG)
-    attention: SelfAttention = model.blocks[0].attention
-    x = torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(2))
-    query, key, value = attention.qkv(x)[0].split(24, dim=-1)
-    heads = []
-    for head in range(3):
-        part = slice(8 * head, 8 * head + 8)
-        rows = []
-        for position in range(5):
-            scores = [
-                query[position, part] @ key[other, part] / math.sqrt(8) for other in range(position + 1)
-            ]
-            weights = torch.softmax(torch.stack(scores), 0)
-            rows.append(sum(weight * value[other, part] for other, weight in enumerate(weights)))
-        heads.append(torch.stack(rows))
-    expected = attention.projection(torch.cat(heads, dim=-1))
-    torch.testing.assert_close(attention(x)[0], expected, atol=1e-5, rtol=1e-4)
+    ids = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(4))
+    weights = model.attention_weights(ids)
+    assert weights.shape == (2, 2, 3, 7, 7)
+    first = model.blocks[0]
+    with torch.no_grad():
+        x = model.token_embedding(ids) + model.position_embedding.weight[:7]
+        torch.testing.assert_close(weights[0], first.attention.weights(first.attention_norm(x)))
+        x = first(x)
+        second = model.blocks[1]
+        torch.testing.assert_close(weights[1], second.attention.weights(second.attention_norm(x)))
+
+
+def literal_mlp(mlp: MLP, x: torch.Tensor) -> torch.Tensor:
+    hidden = mlp.expand(x)
+    if mlp.activation == "swiglu":
+        width = hidden.shape[-1] // 2
+        hidden = [g / (1 + math.exp(-g)) * v for g, v in zip(hidden[:width], hidden[width:], strict=True)]
+    else:
+        formula = {
+            "relu": lambda z: max(0.0, z),
+            "relu2": lambda z: max(0.0, z) ** 2,
+            "gelu": lambda z: z / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+        }[mlp.activation]
+        hidden = [formula(z.item()) for z in hidden]
+    return mlp.projection(torch.tensor([float(h) for h in hidden]))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_mlp_equals_its_formula_number_by_number(activation):
+    mlp = randomised(replace(CONFIG, activation=activation)).blocks[0].mlp
+    x = torch.randn(24, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), literal_mlp(mlp, x), atol=1e-5, rtol=1e-4)
+
+
+def test_swiglu_keeps_the_parameter_count():
+    relu, swiglu = (
+        MiniGPT(ModelConfig(11, activation=activation)).num_parameters for activation in ("relu", "swiglu")
+    )
+    assert swiglu == pytest.approx(relu, rel=0.005)
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+def test_normalization_equals_its_formula(kind):
+    layer = normalization(replace(CONFIG, normalization=kind), 6)
+    x = torch.randn(6, generator=torch.Generator().manual_seed(7)) * 3 + 1
+    layer.weight.data = torch.arange(1.0, 7.0)
+    centred = x - x.mean() if kind == "layernorm" else x
+    expected = centred / math.sqrt(sum(v.item() ** 2 for v in centred) / 6 + 1e-5) * torch.arange(1.0, 7.0)
+    torch.testing.assert_close(layer(x), expected)
+    assert hasattr(layer, "bias") == (kind == "layernorm")
+
+
+EVERY_COMBINATION = [
+    dict(zip(("position", "activation", "normalization", "qk_norm", "biases"), values, strict=True))
+    for values in itertools.product(POSITIONS, ACTIVATIONS, NORMALIZATIONS, (False, True), (False, True))
+]
+
+
+def combination(values: dict, **more) -> ModelConfig:
+    return ModelConfig(11, 12, 24, 3, 2, **values, **more)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_later_character_changes_no_earlier_logit_in_every_combination(precision):
+    ids = torch.randint(0, 11, (1, 12), generator=torch.Generator().manual_seed(8))
+    changed = ids.clone()
+    changed[0, 6] = (ids[0, 6] + 1) % 11
+    for number, values in enumerate(EVERY_COMBINATION):
+        model = randomised(
+            combination(values, logit_softcap=5.0 * (number % 2), tied_embeddings=number % 3 == 0)
+        )
+        with torch.no_grad(), torch.autocast("cpu", enabled=precision == torch.bfloat16):
+            before, after = model(ids), model(changed)
+        torch.testing.assert_close(after[0, :6], before[0, :6], msg=str(values))
+        assert not torch.allclose(after[0, 6:], before[0, 6:]), values
+
+
+def test_mixed_precision_gives_nearly_the_same_logits_in_every_combination():
+    ids = torch.randint(0, 11, (2, 12), generator=torch.Generator().manual_seed(9))
+    for values in EVERY_COMBINATION:
+        model = MiniGPT(combination(values), seed=1).eval()
+        with torch.no_grad():
+            exact = model(ids)
+            with torch.autocast("cpu", torch.bfloat16):
+                mixed = model(ids)
+        assert mixed.dtype == torch.float32
+        torch.testing.assert_close(mixed, exact, atol=0.02, rtol=0.02, msg=str(values))
+
+
+def test_positions_matter_in_every_scheme():
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    for position in POSITIONS:
+        # One block without positions sees those before the last as a bag.
+        model = randomised(replace(CONFIG, position=position, num_layers=1))
+        last, swapped = model(ids)[0, 5], model(ids[:, [2, 4, 0, 1, 3, 5]])[0, 5]
+        assert not torch.allclose(last, swapped, atol=1e-3), position
+
+
+def test_softcap_bounds_the_logits():
+    model = randomised(replace(CONFIG, logit_softcap=0.5))
+    free = MiniGPT(CONFIG).eval()
+    free.load_state_dict(model.state_dict())
+    ids = torch.randint(0, 11, (2, 12), generator=torch.Generator().manual_seed(10))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), 0.5 * torch.tanh(free(ids) / 0.5))
+        assert free(ids).abs().max() > 0.5 > model(ids).abs().max()
+
+
+def test_zero_initialised_projections_make_blocks_pass_on_what_they_get():
+    block = MiniGPT(replace(CONFIG, zero_init_projections=True)).blocks[1]
+    x = torch.randn(2, 5, 24)
+    assert torch.equal(block(x), x)
+
+
+def test_gpt2s_initialisation_has_its_deviations():
+    model = MiniGPT(ModelConfig(300, embed_dim=256, num_layers=8))
+    block = model.blocks[3]
+    for weight in (model.token_embedding.weight, block.attention.qkv.weight, block.mlp.expand.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.02)
+    for weight in (block.attention.projection.weight, block.mlp.projection.weight):
+        assert weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)
+    assert not block.mlp.expand.bias.any()
+
+
+def test_flops_are_those_counted_by_torch():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = ModelConfig(11, 16, 32, 2, 3)
+    model = MiniGPT(config)
+    with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 16, dtype=torch.long)).sum().backward()
+    assert counter.get_total_flops() == 2 * 16 * model.flops_per_token
 
 
 def test_a_later_character_changes_no_earlier_logit():
@@ -132,6 +354,8 @@ def test_parts_keep_the_shape_and_count_their_parameters():
 def test_impossible_shapes_and_lengths_are_refused():
     with pytest.raises(InputError, match="not divisible"):
         ModelConfig(11, embed_dim=10, num_heads=3)
+    with pytest.raises(InputError, match="a head has 5, an odd number"):
+        ModelConfig(11, embed_dim=10, num_heads=2, position="rope")
     with pytest.raises(InputError, match="relu, gelu"):
         ModelConfig(11, activation="sine")
     with pytest.raises(InputError, match="13 characters are more than the model's block_size, 12"):

@@ -1,0 +1,95 @@
+"""Several processes train one model: real ones, started by torchrun, on the CPU."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+
+import psutil
+import pytest
+from conftest import stages_run
+from safetensors.torch import load_file
+
+TORCHRUN = "torchrun --standalone --nproc-per-node 2"
+SHARED = {
+    "launcher": TORCHRUN,
+    "steps": "40",
+    "eval_interval": "10",
+    "batch_size": "4",
+    "precision": "fp32",
+    "eval_batches": "0",
+    "learning_rate": "0.003",
+}
+RESET = {"sharding": "none", "keep": "last", "grad_accumulation": "1"}
+
+
+@pytest.fixture(scope="module")
+def alone(make_project):
+    """A project trained by one process."""
+    project = make_project()
+    project.set(**SHARED | {"launcher": "python"})
+    project.dvc("repro", "train")
+    project.commit()
+    project.curve = curve(project)
+    project.weights = load_file(project.folder / "models/minilm/model.safetensors")
+    return project
+
+
+def curve(project) -> list[list[float]]:
+    return [[float(v) for v in row] for row in csv.reader(project.read("reports/loss.csv").splitlines()[1:])]
+
+
+def assert_same_training(project) -> None:
+    for ours, theirs in zip(curve(project), project.curve, strict=True):
+        assert ours == pytest.approx(theirs, abs=2e-4)
+    weights = load_file(project.folder / "models/minilm/model.safetensors")
+    assert weights.keys() == project.weights.keys()
+    for name, tensor in weights.items():
+        assert (tensor - project.weights[name]).abs().max() < 2e-3, name
+    assert json.loads(project.read("models/minilm/config.json"))["made_with"]["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"sharding": "fsdp"}, {"sharding": "fsdp", "keep": "best", "grad_accumulation": "2"}]
+)
+def test_two_processes_give_the_curve_and_weights_of_one(alone, values):
+    rows = len(alone.mlflow_runs())
+    alone.set(**SHARED | values)
+    output = alone.dvc("repro")
+    alone.set(**{key: RESET[key] for key in values})
+    assert stages_run(output) == {"train", "evaluate", "sample"}
+    assert len(re.findall("step 40/40", output)) == 1
+    assert len(alone.mlflow_runs()) == rows + 1
+    assert_same_training(alone)
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_a_lost_process_ends_the_stage_and_the_next_run_goes_on(alone, sharding):
+    alone.set(**SHARED | {"checkpoint_interval": "0.001", "sharding": sharding})
+    command = [*TORCHRUN.split(), "-m", "stages.train"]
+    process = subprocess.Popen(
+        command, cwd=alone.folder, env=alone.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if "step 10/40" in line:
+            workers = psutil.Process(process.pid).children()
+            next(w for w in workers if w.environ()["RANK"] == "1").send_signal(signal.SIGKILL)
+    assert process.wait(60) != 0
+    assert re.search(r"error: .* the same command goes on from the last saved state", printed), printed
+    output = alone.run(*command).stdout
+    assert re.search(r"going on from the state after step \d+ of 40", output)
+    alone.set(sharding="none", checkpoint_interval="60")
+    assert_same_training(alone)
+
+
+def test_what_cannot_be_shared_is_refused_in_one_line(alone):
+    alone.set(**SHARED | {"batch_size": "5"})
+    output = alone.run(*TORCHRUN.split(), "-m", "stages.train", ok=False).stdout
+    assert "error: batch_size: 5 cannot be shared out among 2 processes in 1 parts each" in output
+    alone.set(**SHARED | {"launcher": "python", "sharding": "fsdp"})
+    output = alone.dvc("repro", ok=False)
+    assert "error: sharding: fsdp needs processes; set launcher to torchrun" in output
+    alone.set(sharding="none")

@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+
+from minilm import MiniGPT, ModelConfig
+from minilm.optim import learning_rate_at, make_optimizers
+from minilm.params import TrainParams
+
+
+def new_model(**shape) -> MiniGPT:
+    return MiniGPT(ModelConfig(6, 8, 16, 2, 1, **shape), seed=4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"biases": False, "normalization": "rmsnorm", "qk_norm": True, "position": "rope"},
+        {"tied_embeddings": False, "activation": "swiglu", "position": "alibi"},
+    ],
+)
+def test_every_parameter_is_optimised_exactly_once(optimizer, shape):
+    model = new_model(**shape)
+    optimizers = make_optimizers(model, TrainParams(optimizer=optimizer))
+    groups = [group for one in optimizers for group in one.param_groups]
+    optimised = [id(p) for group in groups for p in group["params"]]
+    assert sorted(optimised) == sorted(map(id, model.parameters()))
+    for group in groups:
+        assert group["weight_decay"] == (0.1 if group["params"][0].dim() >= 2 else 0.0)
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
+    model = new_model()
+    muon, adamw = make_optimizers(model, TrainParams(optimizer="muon"))
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(adamw, torch.optim.AdamW)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)] for p in muon.param_groups[0]["params"]} == {
+        f"blocks.0.{part}.weight"
+        for part in ("attention.qkv", "attention.projection", "mlp.expand", "mlp.projection")
+    }
+
+
+def test_muons_step_is_orthogonal_and_as_large_as_adamws():
+    model = new_model(biases=False)
+    optimizers = make_optimizers(model, TrainParams(optimizer="muon", learning_rate=0.01, weight_decay=0))
+    weight = model.blocks[0].mlp.expand.weight  # (64, 16)
+    before = weight.detach().clone()
+    ids = torch.randint(0, 6, (4, 8), generator=torch.Generator().manual_seed(1))
+    model(ids).square().mean().backward()
+    gradient = torch.linalg.svdvals(weight.grad)
+    for optimizer in optimizers:
+        optimizer.step()
+    step = (weight.detach() - before).double()
+    lengths = torch.linalg.svdvals(step)
+    # Newton and Schulz's iteration, as Muon runs it, brings all but the smallest to between 0.7 and 1.2.
+    assert lengths.max() / lengths.median() < 1.6 < 3 < gradient.max() / gradient.median()
+    assert step.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.25, 0.5, 0.75, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+        (
+            "cosine",
+            [0.25, 0.5, 0.75, 1, *(0.2 + 0.8 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(5))],
+        ),
+    ],
+)
+def test_learning_rate_rises_and_falls_as_the_schedule_says(schedule, expected):
+    params = TrainParams(
+        learning_rate=2, learning_rate_schedule=schedule, warmup_steps=4, steps=9, min_learning_rate_ratio=0.2
+    )
+    found = [learning_rate_at(step, params) / 2 for step in range(1, 10)]
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3, 10])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_learning_rate_is_defined_for_every_number_of_steps(warmup, schedule):
+    for steps in (1, 2, 3):
+        params = TrainParams(warmup_steps=warmup, steps=steps, learning_rate_schedule=schedule)
+        assert all(0 < learning_rate_at(step, params) <= 0.0003 for step in range(1, steps + 1))

@@ -1,0 +1,240 @@
+"""Training that is interrupted goes on and ends as if it had not been."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from minilm import MiniGPT, ModelConfig, train
+from minilm.params import TrainParams
+from minilm.resume import Snapshots, fingerprint, interruption
+
+TOKENS = np.random.default_rng(7).integers(1, 6, 400).astype(np.uint8)
+PARAMS = TrainParams(
+    block_size=8, embed_dim=16, num_heads=2, num_layers=1, batch_size=4, steps=7, eval_interval=3,
+    eval_batches=1, learning_rate=0.01, learning_rate_schedule="cosine", warmup_steps=2, seed=4,
+    attention_dropout=0.1, mlp_dropout=0.1,
+)  # fmt: skip
+
+
+def new_model() -> MiniGPT:
+    return MiniGPT(ModelConfig(6, 8, 16, 2, 1, attention_dropout=0.1, mlp_dropout=0.1), seed=4)
+
+
+class Killed(BaseException):
+    pass
+
+
+class DyingSnapshots(Snapshots):
+    """Saves after every step; after step `last` the process "dies"."""
+
+    last = 10**9
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, step: int, state: dict) -> None:
+        super().save(step, state)
+        if step == self.last:
+            raise Killed
+
+
+def run(params: TrainParams, snapshots: Snapshots | None = None):
+    model, reports = new_model(), []
+    returned = train(model, TOKENS, TOKENS[:60], params, reports.append, snapshots)
+    assert returned == reports
+    return [now[:4] for now in reports], [p.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("values", [{}, {"optimizer": "muon"}, {"keep": "best"}, {"precision": "fp32"}])
+def test_after_any_step_it_goes_on_to_the_same_end(tmp_path, values):
+    params = TrainParams(**PARAMS.model_dump() | values)
+    curve, weights = run(params)
+    for last in range(1, 8):
+        snapshots = DyingSnapshots(tmp_path / str(last), 1)
+        snapshots.last = last
+        with pytest.raises(Killed):
+            run(params, snapshots)
+        resumed = Snapshots(tmp_path / str(last), 1)
+        assert resumed.newest_step == last
+        again, same_weights = run(params, resumed)
+        assert again == curve
+        assert all(torch.equal(p, q) for p, q in zip(weights, same_weights, strict=True))
+
+
+def test_a_damaged_newest_state_gives_way_to_the_one_before(tmp_path, capsys):
+    curve, weights = run(PARAMS)
+    snapshots = DyingSnapshots(tmp_path, 1)
+    snapshots.last = 5
+    with pytest.raises(Killed):
+        run(PARAMS, snapshots)
+    newest = tmp_path / "step-0000000005"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-0000000004", newest.name]
+    for damage in (lambda whole: whole[:-7], lambda whole: whole[:900] + b"x" + whole[901:]):
+        content = newest.read_bytes()
+        newest.write_bytes(damage(content))
+        again, same_weights = run(PARAMS, Snapshots(tmp_path, 100))
+        assert f"WARNING: {newest} is damaged" in capsys.readouterr().err
+        assert again == curve
+        assert all(torch.equal(p, q) for p, q in zip(weights, same_weights, strict=True))
+        newest.write_bytes(content)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    assert Snapshots(tmp_path, 1).load() is None
+
+
+def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("minilm.resume.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("minilm.resume.os.fsync", lambda _: now.__setitem__(0, now[0] + 3))
+    snapshots = Snapshots(tmp_path, 10)
+    assert not snapshots.due()
+    now[0] += 10
+    assert snapshots.due()
+    snapshots.save(1, {})  # takes 3 seconds
+    now[0] += 599
+    assert not snapshots.due()
+    now[0] += 2
+    assert snapshots.due()
+
+
+def test_fingerprints_tell_trainings_apart(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("x")
+    b.write_text("y")
+    names = [
+        fingerprint({"steps": 1}, files=[a]),
+        fingerprint({"steps": 2}, files=[a]),
+        fingerprint({"steps": 1}, files=[b]),
+        fingerprint({"steps": 1}, files=[a, b]),
+    ]
+    assert len(set(names)) == 4
+    assert names[0] == fingerprint({"steps": 1}, files=[a])
+
+
+def test_signals_are_noted_and_then_again_left_to_others():
+    before = signal.getsignal(signal.SIGTERM)
+    with interruption() as received:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert sorted(received) == ["SIGINT", "SIGTERM"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+    def elsewhere() -> None:
+        with interruption() as received:
+            found.append(received)
+
+    found: list[list[str]] = []
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [[]]
+
+
+# Real processes, in a project.
+
+STAGE = (sys.executable, "-u", "-m", "stages.train")
+OUTPUTS = ("models/minilm/model.safetensors", "models/minilm/config.json", "reports/loss.csv")
+
+
+@pytest.fixture(scope="module")
+def trained(make_project):
+    """A project with a training of some seconds, done without interruption, and what it wrote."""
+    project = make_project()
+    project.set(steps="400", eval_interval="20", checkpoint_interval="0.001", learning_rate="0.01")
+    project.dvc("repro", "encode")
+    project.commit()
+    project.run(*STAGE)
+    project.expected = {name: (project.folder / name).read_bytes() for name in OUTPUTS}
+    return project
+
+
+def states(project) -> list[str]:
+    return sorted(path.name for path in project.folder.glob(".checkpoints/*/step-*"))
+
+
+def interrupt(project, number: int, after: str) -> str:
+    """Start the stage, send it the signal when it has printed `after`, and return all that it printed."""
+    process = subprocess.Popen(
+        STAGE,
+        cwd=project.folder,
+        env=project.env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if after in line:
+            process.send_signal(number)
+    assert process.wait(60) != 0
+    return printed
+
+
+def assert_as_never_interrupted(project, output: str) -> None:
+    assert re.search(r"going on from the state after step \d+ of 400", output)
+    for name, expected in project.expected.items():
+        assert (project.folder / name).read_bytes() == expected, name
+    assert not states(project)
+
+
+def test_killed_it_goes_on_and_writes_the_same_bytes(trained):
+    printed = interrupt(trained, signal.SIGKILL, "step  60/400")
+    assert "step 400/400" not in printed
+    assert len(states(trained)) == 2
+    interrupt(trained, signal.SIGKILL, "step 200/400")  # and once more
+    assert_as_never_interrupted(trained, trained.run(*STAGE).stdout)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_saves_its_state_and_says_so(trained, number):
+    trained.set(checkpoint_interval="1000")
+    printed = interrupt(trained, number, "step 100/400")
+    found = re.search(
+        rf"error: stopped by {number.name} after step (\d+) of 400; the state is saved, and the same command "
+        "goes on from there",
+        printed,
+    )
+    assert "Traceback" not in printed
+    assert states(trained) == [f"step-{int(found[1]):010}"]
+    output = trained.run(*STAGE).stdout
+    assert f"going on from the state after step {found[1]} of 400" in output
+    assert (trained.folder / "reports/loss.csv").read_bytes() == trained.expected["reports/loss.csv"]
+    weights = "models/minilm/model.safetensors"
+    assert (trained.folder / weights).read_bytes() == trained.expected[weights]
+    trained.set(checkpoint_interval="0.001")
+
+
+def test_forced_it_starts_anew(trained):
+    interrupt(trained, signal.SIGTERM, "step 100/400")
+    assert states(trained)
+    output = trained.dvc("repro", "--force", "--single-item", "train")
+    assert "step  20/400" in output
+    assert "going on" not in output
+    assert not states(trained)
+
+
+def test_changed_parameters_are_another_training(trained):
+    interrupt(trained, signal.SIGTERM, "step 100/400")
+    trained.set(learning_rate="0.02")
+    assert "going on" not in trained.run(*STAGE).stdout
+    trained.set(learning_rate="0.01")
+    assert_as_never_interrupted(trained, trained.run(*STAGE).stdout)
+
+
+def test_an_experiments_state_is_kept_in_the_main_workspace(trained, tmp_path):
+    # DVC_ROOT names the main workspace also where an experiment runs in a temporary folder.
+    trained.env["DVC_ROOT"] = str(tmp_path)
+    try:
+        interrupt(trained, signal.SIGTERM, "step 100/400")
+    finally:
+        del trained.env["DVC_ROOT"]
+    assert not states(trained)
+    assert list(tmp_path.glob(".checkpoints/*/step-*"))
