@@ -6,7 +6,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test lint ui
+.PHONY: repro test lint ui bench
 
 repro: .venv/installed
 	dvc repro
@@ -22,6 +22,10 @@ lint: .venv/installed
 # MLflow's page with one worker and no job runner: a quarter of the memory and of the start-up time.
 ui: .venv/installed
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1
+
+# To compare with nanoGPT and on Tiny Shakespeare: make bench NANOGPT=path/to/checkout SHAKESPEARE=input.txt
+bench: .venv/installed
+	python -m benchmarks.bench $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(SHAKESPEARE),--shakespeare "$(SHAKESPEARE)")
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MiniLM needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from minilm.errors import InputError
-from minilm.params import FIELDS, STAGES, SampleParams, allowed, default_text, load_params
+from minilm.params import FIELDS, STAGES, SampleParams, allowed, default_text, load_params, load_recipe
 
 ROOT = Path(__file__).resolve().parent
-PARAMS, MODEL = ROOT / "params.yaml", ROOT / "models" / "minilm"
+PARAMS, RECIPES, MODEL = ROOT / "params.yaml", ROOT / "recipes", ROOT / "models" / "minilm"
 
 
 def main() -> None:
@@ -20,6 +20,8 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     overrides = {key: arguments[key] for key in FIELDS if arguments[key] is not None}
     try:
+        if arguments["recipe"]:
+            overrides = load_recipe(RECIPES / f"{arguments['recipe']}.yaml") | overrides
         if arguments["train"]:
             sys.exit(train(overrides))
         if foreign := [key for key in overrides if key not in SampleParams.model_fields]:
@@ -38,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line: every key of params.yaml is a flag, described by the schema."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        usage="python main.py --train [--steps 500 --embed_dim 256 ...]\n"
+        usage="python main.py --train [--recipe modern] [--steps 500 --embed_dim 256 ...]\n"
         '       python main.py --generate [--prompt "The quick brown fox" --temperature 0.5 ...]',
         epilog="A flag that is not given takes its value from params.yaml. --train writes those that are "
         "given into params.yaml, as `dvc exp run -S` does.",
@@ -46,6 +48,10 @@ def make_parser() -> argparse.ArgumentParser:
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--train", action="store_true", help="run the pipeline as a DVC experiment")
     action.add_argument("--generate", action="store_true", help="write text with models/minilm, as it comes")
+    recipes = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    parser.add_argument(
+        "--recipe", choices=recipes, help="with --train: begin with these parameters; other flags change them"
+    )
     described = set()
     for stage, cls in STAGES.items():
         group = parser.add_argument_group(stage + (" (also with --generate)" if cls is SampleParams else ""))

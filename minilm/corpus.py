@@ -139,23 +139,33 @@ def read_text(path: Path) -> Iterator[str]:
 
 
 def _text_corpus(dataset: str, path: Path, holdout_fraction: float) -> Corpus:
-    """One's own text: a file, or a folder's .txt files in the order of their names."""
+    """One's own text: a file, or a folder's .txt files in the order of their names.
+
+    A folder of train.txt and nothing but validation.txt and test.txt is taken as these splits.
+    """
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"dataset: folder {dataset} holds no .txt file")
+    named = {file.relative_to(path).as_posix().removesuffix(".txt"): file for file in files}
+    if "train" in named and named.keys() <= set(SPLITS):
+        splits: dict[str, Pieces] = {split: partial(_joined, [file]) for split, file in named.items()}
+    else:
+        splits = {"train": partial(_joined, files)}
+    for split, pieces in splits.items():
+        # Reading it once to its end finds every byte that is not UTF-8 before anything is written.
+        if not any(map(len, pieces())):
+            raise InputError(f"dataset: {named.get(split, dataset)} is empty; it needs some text")
+    return Corpus(f"file:{dataset}", _with_holdout(splits, holdout_fraction))
 
-    def pieces() -> Iterator[str]:
-        for file in files:
-            last = ""
-            for last in read_text(file):
-                yield last
-            if file is not files[-1] and last and not last.endswith("\n"):
-                yield "\n"
 
-    # Reading it once to its end finds every byte that is not UTF-8 before anything is written.
-    if not any(map(len, pieces())):
-        raise InputError(f"dataset: {dataset} is empty; it needs some text")
-    return Corpus(f"file:{dataset}", _with_holdout({"train": pieces}, holdout_fraction))
+def _joined(files: list[Path]) -> Iterator[str]:
+    """The files' texts one after the other, each but the last ending its line."""
+    for file in files:
+        last = ""
+        for last in read_text(file):
+            yield last
+        if file is not files[-1] and last and not last.endswith("\n"):
+            yield "\n"
 
 
 def _with_holdout(splits: Mapping[str, Pieces], holdout_fraction: float) -> Mapping[str, Pieces]:

@@ -233,6 +233,16 @@ def load_params(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     return Params(*(cls(**{key: values[key] for key in cls.model_fields}) for cls in STAGES.values()))  # type: ignore[arg-type]
 
 
+def load_recipe(path: str | Path) -> dict[str, str]:
+    """A recipe as overrides for `load_params`: its own values, and the defaults of the others of its kind.
+
+    Its kind are the train stage's parameters, but for those that say where to train and not what. So a
+    recipe means the same whatever params.yaml holds.
+    """
+    kind = TrainParams.model_fields.keys() - {"launcher", "device", "sharding", "checkpoint_interval"}
+    return {key: default_text(key) for key in kind} | _read_yaml(Path(path))
+
+
 def allowed(key: str) -> str:
     """What the parameter may be, in words."""
     field = FIELDS[key]

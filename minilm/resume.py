@@ -39,15 +39,16 @@ class Snapshots:
 
     def __init__(self, folder: str | Path, interval: float):
         self.folder, self.interval = Path(folder), interval
-        self._next = time.monotonic() + interval
+        self._asked = time.monotonic()
+        self._next = self._asked + interval
 
     def due(self) -> bool:
-        """Whether it is time to save."""
-        return time.monotonic() >= self._next
+        """Whether it is time to save; asked right before, since the cost of a state is counted from here."""
+        self._asked = time.monotonic()
+        return self._asked >= self._next
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step`; it and the one before it stay."""
-        start = time.monotonic()
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
@@ -62,7 +63,7 @@ class Snapshots:
         for old in self._states()[:-2]:
             old.unlink()
         now = time.monotonic()
-        self._next = now + max(self.interval, (now - start) / LARGEST_SHARE)
+        self._next = now + max(self.interval, (now - self._asked) / LARGEST_SHARE)
 
     def load(self) -> dict[str, Any] | None:
         """The newest state that is undamaged, or None; damaged ones are named and removed."""

@@ -18,6 +18,9 @@ def run(story: Callable[[], None]) -> None:
     try:
         _require_own_library()
         story()
+    except KeyboardInterrupt:
+        _put_back_outputs()
+        sys.exit(130)
     except Exception as error:
         _put_back_outputs()
         if isinstance(error, InputError | OSError):

@@ -1,4 +1,6 @@
-"""Changing one parameter reruns exactly the stages that depend on it: a real run for every key."""
+"""Changing one parameter reruns exactly the stages that depend on it."""
+
+import json
 
 import pytest
 from conftest import stages_run
@@ -10,9 +12,14 @@ CHANGES = {
     "dataset": "minilm/sample_text/train.txt", "allow_fallback": "yes",
     "holdout_fraction": "0.2", "min_char_count": "2",
     "block_size": "16", "embed_dim": "32", "num_heads": "4", "num_layers": "2", "mlp_ratio": "2",
-    "activation": "gelu", "attention_dropout": "0.1", "mlp_dropout": "0.1", "batch_size": "8",
-    "learning_rate": "3e-3", "adam_beta1": "0.8", "adam_beta2": "0.99", "weight_decay": "0", "grad_clip": "0",
-    "steps": "5", "eval_interval": "3", "eval_batches": "2", "seed": "1", "launcher": "python3",
+    "position": "rope", "activation": "gelu", "normalization": "rmsnorm", "qk_norm": "true",
+    "tied_embeddings": "false", "biases": "false", "attention_dropout": "0.1", "mlp_dropout": "0.1",
+    "logit_softcap": "15", "zero_init_projections": "true",
+    "batch_size": "8", "grad_accumulation": "2", "optimizer": "muon", "learning_rate": "3e-3",
+    "learning_rate_schedule": "cosine", "min_learning_rate_ratio": "0.2", "warmup_steps": "2",
+    "adam_beta1": "0.8", "adam_beta2": "0.99", "weight_decay": "0", "grad_clip": "0", "steps": "5",
+    "eval_interval": "3", "eval_batches": "2", "keep": "best", "precision": "fp32", "compile": "true",
+    "checkpoint_interval": "1", "sharding": "fsdp", "seed": "1", "launcher": "python3",
     "eval_context": "3", "prompt": "A", "num_samples": "2", "max_new_tokens": "5", "temperature": "1.0",
     "top_k": "3", "top_p": "0.5", "sample_seed": "1", "device": "cpu",
 }  # fmt: skip
@@ -21,9 +28,25 @@ CHANGES = {
 FOLLOWING = {"encode": {"train", "evaluate", "sample"}, "train": {"evaluate", "sample"}}
 
 
+def stages_of(key: str) -> set[str]:
+    return {stage for stage, cls in STAGES.items() if key in cls.model_fields}
+
+
 @pytest.mark.parametrize("key", FIELDS)
-def test_each_key_reruns_exactly_its_stages(fresh, key):
-    expected = {stage for stage, cls in STAGES.items() if key in cls.model_fields}
+def test_each_key_concerns_dvc_in_exactly_its_stages(project, key):
+    before = project.read("params.yaml")
+    project.set(**{key: CHANGES[key]})
+    status = json.loads(project.dvc("status", "--json"))
+    (project.folder / "params.yaml").write_text(before)
+    assert {stage for stage in status if not stage.endswith(".dvc")} == stages_of(key)
+
+
+@pytest.mark.parametrize(
+    "key", ["dataset", "allow_fallback", "min_char_count", "qk_norm", "checkpoint_interval", "eval_context",
+            "num_samples", "device"]
+)  # fmt: skip
+def test_a_run_takes_those_stages_and_what_follows_on_them(fresh, key):
+    expected = stages_of(key)
     for stage in tuple(expected):
         expected |= FOLLOWING.get(stage, set())
     if key == "dataset":

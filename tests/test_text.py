@@ -96,6 +96,15 @@ def test_folder_of_texts(tmp_path):
     assert "".join(texts(open_corpus(str(tmp_path))).values()) == "first\nsecond\n"
 
 
+def test_folder_of_splits(tmp_path):
+    for split in SPLITS:
+        (tmp_path / f"{split}.txt").write_text(f"This is {split}.")
+    assert texts(open_corpus(str(tmp_path))) == {split: f"This is {split}." for split in SPLITS}
+    (tmp_path / "more.txt").write_text("More.")
+    together = "More.\nThis is test.\nThis is train.\nThis is validation."
+    assert "".join(texts(open_corpus(str(tmp_path))).values()) == together
+
+
 def test_texts_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match=r"holds no \.txt file"):
         open_corpus(str(tmp_path))

@@ -1,0 +1,1 @@
+"""Measurements against other implementations; `make bench` runs them and writes results.md."""

@@ -1,0 +1,249 @@
+"""How fast MiniLM trains, beside other implementations on the same machine: `make bench`.
+
+Every figure is the median of several runs, each in a process of its own, the candidates taking turns, so
+that a machine that grows slower or faster meanwhile does so for all. Nothing else should run.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from minilm.params import load_params, load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results.md"
+GOAL = 1.88  # nats a character on Tiny Shakespeare's validation split
+BUDGET = 120  # seconds
+NANOGPT_RECIPE = (  # as its README gives it
+    "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20",
+    "--log_interval=1", "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters={steps}",
+    "--lr_decay_iters={steps}", "--dropout=0.0",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print and write results.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="nanoGPT's checkout, to compare with")
+    parser.add_argument("--shakespeare", type=Path, metavar="FILE", help="Tiny Shakespeare's input.txt")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each candidate")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    sections = [conditions(), speed(arguments), memory(arguments)]
+    if arguments.shakespeare:
+        sections.append(shakespeare(arguments))
+    text = "# Benchmark results\n\nWritten by `make bench`.\n\n" + "\n\n".join(sections) + "\n"
+    arguments.output.write_text(text)
+    print(text)
+
+
+def conditions() -> str:
+    """What the figures hold for."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = names[0].split(":")[1].strip() if names else platform.processor()
+    units = [name for name, there in torch.cpu.get_capabilities().items() if there is True and "bf16" in name]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return (
+        f"{datetime.date.today()}, {os.cpu_count()} cores of {cpu} ({', '.join(units) or 'no bf16 units'}), "
+        f"GPU {gpu}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, {platform.system()}."
+    )
+
+
+def speed(arguments: argparse.Namespace) -> str:
+    """Characters a second of the default model in the default way, and of others."""
+    candidates = {
+        "plain PyTorch, eager, fp32": ["plain"],
+        "MiniLM, defaults": ["minilm"],
+        "MiniLM, precision fp32": ["minilm", "--set", "precision=fp32"],
+        "MiniLM, compile true": ["minilm", "--set", "compile=true"],
+    }
+    if arguments.nanogpt:
+        candidates["nanoGPT, eager, fp32"] = ["nanogpt", "--nanogpt", str(arguments.nanogpt)]
+    found: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in tqdm(range(arguments.rounds), desc="speed, rounds"):
+        for name, words in candidates.items():
+            found[name].append(measure(*words)["characters_per_second"])
+    lines = [
+        "## Characters a second",
+        "",
+        "The default architecture (2 layers, 128 wide, 4 heads, block 128, batch 32, vocabulary 65); "
+        f"{arguments.rounds} alternating runs of 160 steps after 40 to warm up. The ratios are medians of "
+        "the ratios within a round.",
+        "",
+        "| | median | min | max | MiniLM's defaults are faster by |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    ours = found["MiniLM, defaults"]
+    for name, rates in found.items():
+        ratio = statistics.median(a / b for a, b in zip(ours, rates, strict=True))
+        middle = statistics.median(rates)
+        lines.append(f"| {name} | {middle:,.0f} | {min(rates):,.0f} | {max(rates):,.0f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def memory(arguments: argparse.Namespace) -> str:
+    """Peak memory of training on a small and on a large corpus."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for millions in (1, 500):
+            path = Path(folder) / f"{millions}.npy"
+            rng = np.random.default_rng(1)
+            tokens = np.lib.format.open_memmap(path, "w+", np.uint8, (millions * 1_000_000,))
+            for first in range(0, len(tokens), 1_000_000):
+                tokens[first : first + 1_000_000] = rng.integers(0, 65, 1_000_000)
+            del tokens
+            peaks = [
+                measure("minilm", "--tokens", str(path))["peak_mb"] for _ in range(min(3, arguments.rounds))
+            ]
+            rows.append(f"| {millions} million | {statistics.median(peaks):,.0f} | {max(peaks):,.0f} |")
+    return "\n".join(
+        [
+            "## Peak memory of training",
+            "",
+            "| tokens on disk | median MB | max MB |",
+            "| --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def shakespeare(arguments: argparse.Namespace) -> str:
+    """The time to a given loss, and the loss after a given time, beside nanoGPT's recipe for CPUs."""
+    rounds = min(3, arguments.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        project = copy_project(Path(folder) / "minilm", arguments.shakespeare)
+        other = copy_nanogpt(Path(folder) / "nanogpt", arguments) if arguments.nanogpt else None
+        rows: dict[str, list[tuple[float, float]]] = {}
+        steps = int(load_recipe(ROOT / "recipes/shakespeare-cpu.yaml")["steps"])
+        for _ in tqdm(range(rounds), desc="time to the loss, rounds"):
+            rows.setdefault(f"MiniLM, {steps} steps", []).append(run_recipe(project, steps))
+            if other:
+                rows.setdefault("nanoGPT, 2000 steps", []).append(run_nanogpt(other, 2000))
+        for name, pace in (("MiniLM", steps), ("nanoGPT", 2000)):
+            key = f"{name}, {pace} steps"
+            if key in rows:
+                # As many steps as fill the budget at the pace of a short run, without its start-up.
+                seconds = statistics.median(r[0] for r in rows[key])
+                long = int(pace * (BUDGET / seconds)) if name == "nanoGPT" else budget_steps(project, steps)
+                result = (
+                    run_nanogpt(other, long) if name == "nanoGPT" and other else run_recipe(project, long)
+                )
+                rows[f"{name}, {long:,} steps, for {BUDGET} s"] = [result]
+    lines = [
+        "## Tiny Shakespeare on a CPU",
+        "",
+        "Wall-clock of the whole train stage (`recipes/shakespeare-cpu.yaml`), imports, reports and MLflow "
+        "included, and of nanoGPT's train.py with its documented recipe for CPUs, and the loss on the "
+        "validation split: ours over all of it at the end, nanoGPT's the best that it reports, from 20 "
+        f"random batches. {rounds} alternating runs; the long ones once.",
+        "",
+        "| | seconds, median | min | max | validation loss, nats | min | max |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, results in rows.items():
+        seconds, losses = zip(*results, strict=True)
+        lines.append(
+            f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} | {max(seconds):.1f} | "
+            f"{statistics.median(losses):.4f} | {min(losses):.4f} | {max(losses):.4f} |"
+        )
+    ours = rows[f"MiniLM, {steps} steps"]
+    reached = sum(loss <= GOAL for _, loss in ours)
+    lines += ["", f"At or below {GOAL} nats in {reached} of {len(ours)} runs."]
+    if other:
+        ratio = statistics.median(
+            theirs[0] / mine[0] for mine, theirs in zip(ours, rows["nanoGPT, 2000 steps"], strict=True)
+        )
+        lines.append(f"MiniLM takes 1/{ratio:.1f} of nanoGPT's time.")
+    return "\n".join(lines)
+
+
+def measure(*words: str) -> dict[str, float]:
+    """The result of benchmarks.measure in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.measure", *words]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return json.loads(printed.splitlines()[-1])
+
+
+def copy_project(folder: Path, text: Path) -> Path:
+    """This project as it is, with the recipe, its data encoded: nanoGPT's split, 90% and 10%."""
+    for name in ("minilm", "stages", "params.yaml"):
+        source = ROOT / name
+        folder.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder)
+    content, splits = text.read_text(encoding="utf-8"), folder / "text"
+    splits.mkdir()
+    cut = int(len(content) * 0.9)
+    (splits / "train.txt").write_text(content[:cut], encoding="utf-8")
+    for split in ("validation", "test"):
+        (splits / f"{split}.txt").write_text(content[cut:], encoding="utf-8")
+    write_params(folder, {"dataset": str(splits)})
+    for stage in ("download", "encode"):
+        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def write_params(folder: Path, values: dict[str, str]) -> None:
+    """The recipe, with these values, as the project's params.yaml."""
+    overrides = load_recipe(ROOT / "recipes/shakespeare-cpu.yaml") | values
+    params = load_params(ROOT / "params.yaml", overrides)
+    known = {key: value for part in params for key, value in part.model_dump().items()}
+    lines = [f"{key}: {json.dumps(value)}" for key, value in known.items()]
+    (folder / "params.yaml").write_text("\n".join(lines) + "\n")
+
+
+def run_recipe(project: Path, steps: int) -> tuple[float, float]:
+    """Seconds of the train stage, and the whole validation split's loss after it."""
+    text = str(project / "text")
+    write_params(project, {"dataset": text, "steps": str(steps), "eval_interval": str(max(100, steps // 10))})
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "stages.train"], cwd=project, check=True, capture_output=True)
+    seconds = time.perf_counter() - start
+    with (project / "reports/loss.csv").open() as file:
+        return seconds, float(list(csv.DictReader(file))[-1]["val_loss"])
+
+
+def budget_steps(project: Path, steps: int) -> int:
+    """Steps of the recipe that fill the budget, by the difference between two short runs."""
+    short, long = run_recipe(project, steps)[0], run_recipe(project, 3 * steps)[0]
+    return int(steps + (BUDGET - short) / ((long - short) / (2 * steps)))
+
+
+def copy_nanogpt(folder: Path, arguments: argparse.Namespace) -> Path:
+    """A copy of nanoGPT's checkout with the text prepared by its own script."""
+    shutil.copytree(arguments.nanogpt, folder, ignore=shutil.ignore_patterns(".git", "out*"))
+    data = folder / "data" / "shakespeare_char"
+    shutil.copy(arguments.shakespeare, data / "input.txt")
+    subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, capture_output=True)
+    return folder
+
+
+def run_nanogpt(folder: Path, steps: int) -> tuple[float, float]:
+    """Seconds of nanoGPT's train.py, and the lowest validation loss that it reports."""
+    command = [sys.executable, "train.py", *(word.format(steps=steps) for word in NANOGPT_RECIPE)]
+    start = time.perf_counter()
+    printed = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    seconds = time.perf_counter() - start
+    losses = [float(line.split("val loss ")[1]) for line in printed.splitlines() if "val loss" in line]
+    return seconds, min(losses)
+
+
+if __name__ == "__main__":
+    main()

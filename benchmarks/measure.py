@@ -1,0 +1,94 @@
+"""One measurement in a process of its own, printed as JSON: `python -m benchmarks.measure NAME`."""
+
+import argparse
+import importlib.util
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import plain
+from minilm import MiniGPT, ModelConfig
+from minilm.batches import open_tokens
+from minilm.params import TrainParams
+from minilm.training import train
+
+VOCABULARY, BATCH, BLOCK = 65, 32, 128
+STEPS, PART = 200, 40  # the first part warms up
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=["plain", "nanogpt", "minilm"])
+    parser.add_argument("--tokens", help="a token file instead of random tokens in memory")
+    parser.add_argument("--nanogpt", type=Path, help="nanoGPT's checkout")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of minilm")
+    arguments = parser.parse_args()
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, 1_000_000).astype(np.uint8)
+    if arguments.tokens:
+        tokens = open_tokens(arguments.tokens)
+    if arguments.name == "minilm":
+        rates = minilm_rates(tokens, dict(pair.split("=", 1) for pair in arguments.set))
+    elif arguments.name == "plain":
+        model = plain.PlainGPT(VOCABULARY)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+        rates = loop_rates(
+            tokens, lambda inputs, targets: plain.train_step(model, optimizer, inputs, targets).item()
+        )
+    else:
+        rates = loop_rates(tokens, nanogpt_step(arguments.nanogpt))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"characters_per_second": float(np.median(rates[1:])), "peak_mb": memory}))
+
+
+def minilm_rates(tokens: np.ndarray, values: dict[str, str]) -> list[float]:
+    """Characters a second in each part of a training with the default model, by the library's own report."""
+    params = TrainParams(
+        **{"steps": str(STEPS), "eval_interval": str(PART), "eval_batches": "1", **values}  # type: ignore[arg-type]
+    )
+    return [now.tokens_per_second for now in train(MiniGPT(ModelConfig(VOCABULARY)), tokens, tokens, params)]
+
+
+def loop_rates(tokens: np.ndarray, step: Callable[[torch.Tensor, torch.Tensor], object]) -> list[float]:
+    """Characters a second in each part of a loop over random batches."""
+    rates = []
+    for _ in range(STEPS // PART):
+        start = time.perf_counter()
+        for _ in range(PART):
+            step(*plain.random_batch(tokens, BATCH, BLOCK))
+        rates.append(PART * BATCH * BLOCK / (time.perf_counter() - start))
+    return rates
+
+
+def nanogpt_step(checkout: Path) -> Callable[[torch.Tensor, torch.Tensor], object]:
+    """A step as nanoGPT's train.py takes it on a CPU, with its model and its optimizer."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    config = module.GPTConfig(
+        block_size=BLOCK, vocab_size=VOCABULARY, n_layer=2, n_head=4, n_embd=128, dropout=0.0, bias=True
+    )
+    model = module.GPT(config)
+    optimizer = model.configure_optimizers(0.1, 3e-4, (0.9, 0.95), "cpu")
+
+    def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        _, loss = model(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Every recipe that comes with the project is valid, trains, and means the same wherever it starts."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minilm.errors import InputError
+from minilm.params import TrainParams, load_params, load_recipe
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def test_the_recipes_that_the_readme_names_are_there():
+    assert {"classic", "modern", "shakespeare-cpu"} <= {path.stem for path in RECIPES}
+    readme = (ROOT / "README.md").read_text()
+    for path in RECIPES:
+        assert f"`{path.stem}`" in readme
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_valid_changes_only_training_and_tells_its_result(path):
+    values = yaml.safe_load(path.read_text())
+    assert values.keys() <= TrainParams.model_fields.keys()
+    params = load_params(ROOT / "params.yaml", load_recipe(path)).train
+    assert params.model_dump() | values == params.model_dump()
+    assert "nats" in path.read_text().split("\n\n")[0]
+    # From whatever params.yaml holds, the recipe leads to the same training.
+    elsewhere = {"mlp_ratio": "3", "optimizer": "muon", "attention_dropout": "0.5"}
+    assert load_params(ROOT / "params.yaml", elsewhere | load_recipe(path)).train == params
+
+
+def test_classic_is_the_defaults():
+    assert (
+        load_params(ROOT / "params.yaml", load_recipe(ROOT / "recipes/classic.yaml")).train == TrainParams()
+    )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_trains(path):
+    import numpy as np
+
+    from minilm import MiniGPT, train
+    from minilm.model import ModelConfig
+
+    values = load_recipe(path) | {"steps": "3", "eval_interval": "3", "eval_batches": "1", "compile": "false"}
+    params = load_params(ROOT / "params.yaml", values).train
+    shape = {key: getattr(params, key) for key in ModelConfig.__dataclass_fields__ if key != "vocab_size"}
+    tokens = np.tile(np.arange(1, 12, dtype=np.uint8), 100)
+    (report,) = train(MiniGPT(ModelConfig(12, **shape)), tokens, tokens, params)
+    assert report.step == 3
+
+
+def test_command_line_takes_a_recipe_and_changes_to_it(project):
+    output = project.main("--train", "--recipe", "modern", "--steps", "2", "--eval_interval", "1",
+                          "--compile", "false", "--embed_dim", "32")  # fmt: skip
+    assert "step 2/2" in output
+    modern = yaml.safe_load((ROOT / "recipes/modern.yaml").read_text())
+    written = load_params(project.folder / "params.yaml").train
+    assert written.optimizer == modern["optimizer"]
+    assert (written.steps, written.embed_dim) == (2, 32)
+    refused = project.main("--train", "--recipe", "old", ok=False)
+    assert "invalid choice: 'old'" in refused
+    assert "'classic', 'modern', 'shakespeare-cpu'" in refused
+
+
+def test_a_mistake_in_a_recipe_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_text("optimiser: adamw\n")
+    with pytest.raises(InputError, match="optimiser: no such parameter; did you mean optimizer"):
+        load_params(ROOT / "params.yaml", load_recipe(tmp_path / "mine.yaml"))
