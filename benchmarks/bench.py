@@ -30,8 +30,8 @@ GOAL = 1.88  # nats a character on Tiny Shakespeare's validation split
 BUDGET = 120  # seconds
 NANOGPT_RECIPE = (  # as its README gives it
     "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20",
-    "--log_interval=1", "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters={steps}",
-    "--lr_decay_iters={steps}", "--dropout=0.0",
+    "--log_interval=1", "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128",
+    "--max_iters={steps}", "--lr_decay_iters={steps}", "--dropout=0.0",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from minilm.errors import InputError
 from minilm.tokenizer import Ids
 
 Batch = npt.NDArray[np.int64]
+_FORGET_ABOVE = 32 << 20  # bytes of a token file
 
 
 def open_tokens(path: str | Path) -> Ids:
@@ -48,8 +49,6 @@ class RandomBatches:
         """Inputs and targets, both (batch, time): the target of a character is the one after it."""
         rng = np.random.default_rng([self.seed, step])
         starts = rng.integers(0, len(self.tokens) - self.block_size, size=self.batch_size)
-        if step % 16 == 0:
-            _forget_pages(self.tokens)
         return _windows(self.tokens, starts, self.block_size)
 
 
@@ -120,17 +119,11 @@ def write_tokens(path: str | Path, pieces: Iterable[Ids], dtype: npt.DTypeLike) 
     return count
 
 
-def _forget_pages(tokens: Ids) -> None:
-    """Give back the memory of what was read from the token file, which stays on disk.
-
-    The kernel counts each page read as the process's, with its neighbours: without this the memory would
-    grow to the size of the corpus.
-    """
-    if isinstance(tokens.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        tokens.base.madvise(mmap.MADV_DONTNEED)
-
-
 def _windows(tokens: Ids, starts: npt.NDArray[np.integer], width: int) -> tuple[Batch, Batch]:
     """Inputs and targets, both (len(starts), width), in one gather."""
     windows = tokens[starts[:, None] + np.arange(width + 1)].astype(np.int64)
+    if tokens.nbytes > _FORGET_ABOVE and isinstance(tokens.base, mmap.mmap):
+        # What was read from the file counts as the process's memory, with a megabyte around each window:
+        # without this it would grow to the size of the corpus. The file stays in the kernel's cache.
+        tokens.base.madvise(mmap.MADV_DONTNEED)
     return windows[:, :-1], windows[:, 1:]

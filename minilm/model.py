@@ -12,6 +12,7 @@ GPT-2; with rope, rmsnorm, swiglu, untied embeddings and no biases they are thos
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +166,32 @@ class SelfAttention(nn.Module):
         return bias.to(like.dtype)
 
 
+class ReLU(torch.autograd.Function):
+    """max(0, x) for the compiler, with a backward pass of arithmetic on what came out.
+
+    It equals F.relu, from which the compiler makes a mask and a selection: on a CPU code that costs almost
+    as much as the rest of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The activation, of any shape."""
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """The gradient where the output is positive, else 0."""
+        (positive,) = ctx.saved_tensors
+        return gradient * positive.sign()
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(0, x), of any shape."""
+    return ReLU.apply(x) if torch.compiler.is_compiling() else F.relu(x)
+
+
 class MLP(nn.Module):
     """What each position does by itself: widen, apply the non-linearity, narrow.
 
@@ -192,11 +219,11 @@ class MLP(nn.Module):
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.activation == "relu":
-            return F.relu(x)
+            return relu(x)
         if self.activation == "gelu":
             return F.gelu(x, approximate="tanh")
         if self.activation == "relu2":
-            return F.relu(x).square()
+            return relu(x).square()
         gate, value = x.chunk(2, dim=-1)
         return F.silu(gate) * value
 

@@ -73,6 +73,7 @@ def train(
     keep_freed_memory()
     device = model.token_embedding.weight.device
     training = _Training(model, train_tokens, val_tokens, params, workers or Workers(device))
+    model.train()
     if snapshots and (state := snapshots.load()):
         training.restore(state)
     if report:
@@ -150,10 +151,10 @@ class _Training:
     def update(self, inputs: Tensor, targets: Tensor) -> None:
         """One step of the optimizers; inputs and targets are (batch, time)."""
         step = self.step + 1
-        self.model.train()
-        # Seeded for each step, so that no generator's state has to be kept to go on from here.
-        seed = np.random.SeedSequence((self.params.seed, step, self.workers.rank))
-        torch.manual_seed(int(seed.generate_state(1)[0]))
+        if self.model.config.attention_dropout or self.model.config.mlp_dropout:
+            # Seeded for each step, so that no generator's state has to be kept to go on from here.
+            seed = np.random.SeedSequence((self.params.seed, step, self.workers.rank))
+            torch.manual_seed(int(seed.generate_state(1)[0]))
         parts = self.params.grad_accumulation
         loss = torch.zeros((), device=self.device)
         for optimizer in self.optimizers:
@@ -260,11 +261,13 @@ def mean_loss(
     model: MiniGPT, batches: Iterable[tuple[Tensor, Tensor]], precision: torch.dtype, workers: Workers
 ) -> float:
     """Mean loss of all processes' batches, in nats a character, without dropout."""
+    was_training = model.training
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)  # nats, characters
     for inputs, targets in batches:
         nats = next_char_loss(model, inputs, targets, precision, reduction="sum")
         total += torch.tensor([nats, targets.numel()], dtype=torch.float64)
+    model.train(was_training)
     nats, characters = workers.mean(total).tolist()
     return nats / characters
 
