@@ -132,6 +132,7 @@ class _Training:
         self.train_tokens, self.val_tokens = train_tokens, val_tokens
         self.device = model.token_embedding.weight.device
         self.precision = choose_precision(params.precision, self.device)
+        self.flops_peak = matmul_peak(self.device, self.precision) * workers.count
         parallel = parallelise(model, params.sharding, workers)
         self.forward: Callable[[Tensor], Tensor] = torch.compile(parallel) if params.compile else parallel
         self.optimizers = make_optimizers(model, params)
@@ -176,14 +177,9 @@ class _Training:
 
     def report(self) -> Report:
         """Measure where training stands, and note it."""
-        losses = torch.stack(self.losses)
-        train_loss = self.workers.mean(losses.mean()).item()
-        if not math.isfinite(train_loss):
-            first = self.step - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0])
-            raise InputError(_diverged(f"by step {first} the loss is no longer finite", self.params))
+        train_loss = self._mean_losses().mean().item()
         characters = self.timed_steps * self.params.batch_size * self.model.config.block_size
         rate = characters / (time.perf_counter() - self.timed_from)
-        peak = matmul_peak(self.device, self.precision) * self.workers.count
         windows = spaced_batches(
             self.val_tokens, self.params.batch_size, self.model.config.block_size, self.params.eval_batches
         )
@@ -193,7 +189,7 @@ class _Training:
             mean_loss(self.model, _on_device(windows, self.workers), self.precision, self.workers),
             self.optimizers[0].param_groups[0]["lr"],
             rate,
-            rate * self.model.flops_per_token / peak,
+            rate * self.model.flops_per_token / self.flops_peak,
         )
         if self.params.keep == "best" and now.val_loss < min(
             (past.val_loss for past in self.reports), default=math.inf
@@ -206,8 +202,8 @@ class _Training:
 
     def save(self, snapshots: Snapshots) -> None:
         """Write all that changes; the processes call it together, and the first one writes."""
+        losses = self._mean_losses().cpu()  # first, since it refuses to save what has gone wrong
         state = whole_state(self.model, self.optimizers)
-        losses = self.workers.mean(torch.stack(self.losses)).cpu() if self.losses else torch.empty(0)
         if self.workers.rank == 0:
             state["step"] = self.step
             state["losses"] = losses
@@ -227,6 +223,16 @@ class _Training:
         if self.params.keep == "best":
             load_whole_weights(self.model, self.best_weights)
         self.model.eval()
+
+    def _mean_losses(self) -> Tensor:
+        """The losses since the last report, mean of all processes' shares: (steps,)."""
+        if not self.losses:
+            return torch.empty(0)
+        losses = self.workers.mean(torch.stack(self.losses))
+        if not losses.isfinite().all():
+            first = self.step - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0])
+            raise InputError(_diverged(f"at step {first} the loss is no longer finite", self.params))
+        return losses
 
     def _require_finite(self, step: int, loss: Tensor, norm: Tensor) -> None:
         if not math.isfinite(loss) or not math.isfinite(norm):
