@@ -19,7 +19,7 @@ from minilm.params import TrainParams
 from minilm.training import train
 
 VOCABULARY, BATCH, BLOCK = 65, 32, 128
-STEPS, PART = 200, 40  # the first part warms up
+PARTS = 5
 
 
 def main() -> None:
@@ -28,41 +28,47 @@ def main() -> None:
     parser.add_argument("name", choices=["plain", "nanogpt", "minilm"])
     parser.add_argument("--tokens", help="a token file instead of random tokens in memory")
     parser.add_argument("--nanogpt", type=Path, help="nanoGPT's checkout")
+    parser.add_argument("--steps", type=int, default=200, help="in five parts, of which the first warms up")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of minilm")
     arguments = parser.parse_args()
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, 1_000_000).astype(np.uint8)
     if arguments.tokens:
         tokens = open_tokens(arguments.tokens)
     if arguments.name == "minilm":
-        rates = minilm_rates(tokens, dict(pair.split("=", 1) for pair in arguments.set))
+        values = dict(pair.split("=", 1) for pair in arguments.set)
+        rates = minilm_rates(tokens, arguments.steps, values)
     elif arguments.name == "plain":
         model = plain.PlainGPT(VOCABULARY)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
-        rates = loop_rates(
-            tokens, lambda inputs, targets: plain.train_step(model, optimizer, inputs, targets).item()
-        )
+
+        def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+            plain.train_step(model, optimizer, inputs, targets)
+
+        rates = loop_rates(tokens, arguments.steps, step)
     else:
-        rates = loop_rates(tokens, nanogpt_step(arguments.nanogpt))
+        rates = loop_rates(tokens, arguments.steps, nanogpt_step(arguments.nanogpt))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"characters_per_second": float(np.median(rates[1:])), "peak_mb": memory}))
 
 
-def minilm_rates(tokens: np.ndarray, values: dict[str, str]) -> list[float]:
+def minilm_rates(tokens: np.ndarray, steps: int, values: dict[str, str]) -> list[float]:
     """Characters a second in each part of a training with the default model, by the library's own report."""
     params = TrainParams(
-        **{"steps": str(STEPS), "eval_interval": str(PART), "eval_batches": "1", **values}  # type: ignore[arg-type]
+        **{"steps": str(steps), "eval_interval": str(steps // PARTS), "eval_batches": "1", **values}
     )
     return [now.tokens_per_second for now in train(MiniGPT(ModelConfig(VOCABULARY)), tokens, tokens, params)]
 
 
-def loop_rates(tokens: np.ndarray, step: Callable[[torch.Tensor, torch.Tensor], object]) -> list[float]:
+def loop_rates(
+    tokens: np.ndarray, steps: int, step: Callable[[torch.Tensor, torch.Tensor], object]
+) -> list[float]:
     """Characters a second in each part of a loop over random batches."""
     rates = []
-    for _ in range(STEPS // PART):
+    for _ in range(PARTS):
         start = time.perf_counter()
-        for _ in range(PART):
+        for _ in range(steps // PARTS):
             step(*plain.random_batch(tokens, BATCH, BLOCK))
-        rates.append(PART * BATCH * BLOCK / (time.perf_counter() - start))
+        rates.append(steps // PARTS * BATCH * BLOCK / (time.perf_counter() - start))
     return rates
 
 
