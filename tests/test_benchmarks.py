@@ -1,0 +1,32 @@
+"""The benchmarks compare like with like."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.plain import PlainGPT
+from minilm import MiniGPT, ModelConfig
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_plain_model_is_the_default_one():
+    ours, plain = MiniGPT(ModelConfig(65)), PlainGPT(65)
+    plain.load_state_dict(ours.state_dict())
+    ids = torch.randint(0, 65, (2, 128), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids), ours(ids))
+    assert sum(p.numel() for p in plain.parameters()) == ours.num_parameters
+
+
+@pytest.mark.parametrize("words", [["plain"], ["minilm", "--set", "precision=fp32", "keep=best"]])
+def test_a_measurement_is_printed_as_json(words):
+    command = [sys.executable, "-m", "benchmarks.measure", *words, "--steps", "5"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found = json.loads(printed)
+    assert found["characters_per_second"] > 100
+    assert found["peak_mb"] > 100
