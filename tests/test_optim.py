@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minilm import MiniGPT, ModelConfig
-from minilm.optim import learning_rate_at, make_optimizers
+from minilm.optim import Float32Muon, learning_rate_at, make_optimizers, orthogonalise
 from minilm.params import TrainParams
 
 
@@ -31,10 +31,11 @@ def test_every_parameter_is_optimised_exactly_once(optimizer, shape):
         assert group["weight_decay"] == (0.1 if group["params"][0].dim() >= 2 else 0.0)
 
 
-def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
+@pytest.mark.parametrize(("precision", "kind"), [("bf16", torch.optim.Muon), ("fp32", Float32Muon)])
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest(precision, kind):
     model = new_model()
-    muon, adamw = make_optimizers(model, TrainParams(optimizer="muon"))
-    assert isinstance(muon, torch.optim.Muon)
+    muon, adamw = make_optimizers(model, TrainParams(optimizer="muon", precision=precision))
+    assert type(muon) is kind
     assert isinstance(adamw, torch.optim.AdamW)
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)] for p in muon.param_groups[0]["params"]} == {
@@ -43,9 +44,39 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
     }
 
 
-def test_muons_step_is_orthogonal_and_as_large_as_adamws():
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 5)])
+def test_orthogonalising_applies_muons_polynomial_to_the_singular_values(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    found = orthogonalise(matrix, (3.4445, -4.7750, 2.0315))
+    torch.testing.assert_close(found.double(), u @ values.diag() @ v, atol=1e-4, rtol=1e-4)
+
+
+def test_muon_in_float32_takes_the_steps_of_torchs():
+    models = [new_model(), new_model()]
+    settings = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    for cls, model in zip((torch.optim.Muon, Float32Muon), models, strict=True):
+        optimizer = cls([p for p in model.blocks.parameters() if p.dim() == 2], **settings)
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(3):
+            for p in model.blocks.parameters():
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+    start = new_model()
+    for theirs, ours, first in zip(*(m.blocks.parameters() for m in (*models, start)), strict=True):
+        # What torch computes in bfloat16 has three digits.
+        assert (ours - theirs).norm() <= 0.02 * (theirs - first).norm()
+        assert first.dim() < 2 or not torch.equal(ours, first)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_muons_step_is_orthogonal_and_as_large_as_adamws(precision):
     model = new_model(biases=False)
-    optimizers = make_optimizers(model, TrainParams(optimizer="muon", learning_rate=0.01, weight_decay=0))
+    params = TrainParams(optimizer="muon", learning_rate=0.01, weight_decay=0, precision=precision)
+    optimizers = make_optimizers(model, params)
     weight = model.blocks[0].mlp.expand.weight  # (64, 16)
     before = weight.detach().clone()
     ids = torch.randint(0, 6, (4, 8), generator=torch.Generator().manual_seed(1))
