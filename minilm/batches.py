@@ -16,6 +16,7 @@ from minilm.tokenizer import Ids
 
 Batch = npt.NDArray[np.int64]
 _FORGET_ABOVE = 32 << 20  # bytes of a token file
+_WINDOWS_AT_ONCE = 8  # of such a file
 
 
 def open_tokens(path: str | Path) -> Ids:
@@ -120,10 +121,16 @@ def write_tokens(path: str | Path, pieces: Iterable[Ids], dtype: npt.DTypeLike) 
 
 
 def _windows(tokens: Ids, starts: npt.NDArray[np.integer], width: int) -> tuple[Batch, Batch]:
-    """Inputs and targets, both (len(starts), width), in one gather."""
-    windows = tokens[starts[:, None] + np.arange(width + 1)].astype(np.int64)
-    if tokens.nbytes > _FORGET_ABOVE and isinstance(tokens.base, mmap.mmap):
-        # What was read from the file counts as the process's memory, with a megabyte around each window:
-        # without this it would grow to the size of the corpus. The file stays in the kernel's cache.
-        tokens.base.madvise(mmap.MADV_DONTNEED)
+    """Inputs and targets, both (len(starts), width), in one gather; of a large file in a few."""
+    # What was read from the file counts as the process's memory, with a megabyte or two around each window:
+    # without forgetting it memory would grow to the size of the corpus. It stays in the kernel's cache.
+    large = tokens.nbytes > _FORGET_ABOVE
+    file = tokens.base if large and isinstance(tokens.base, mmap.mmap) else None
+    at_once = len(starts) if file is None else _WINDOWS_AT_ONCE
+    windows = np.empty((len(starts), width + 1), np.int64)
+    for first in range(0, len(starts), at_once):
+        part = slice(first, first + at_once)
+        windows[part] = tokens[starts[part, None] + np.arange(width + 1)]
+        if file is not None:
+            file.madvise(mmap.MADV_DONTNEED)
     return windows[:, :-1], windows[:, 1:]

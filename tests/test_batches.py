@@ -38,8 +38,8 @@ def test_random_batches_of_a_file_equal_those_of_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("minilm.batches._FORGET_ABOVE", 1000)
     tokens = np.random.default_rng(3).integers(0, 200, 5000).astype(np.uint8)
     np.save(tmp_path / "a.npy", tokens)
-    on_disk = RandomBatches(open_tokens(tmp_path / "a.npy"), 3, 10, seed=1)
-    in_memory = RandomBatches(tokens, 3, 10, seed=1)
+    on_disk = RandomBatches(open_tokens(tmp_path / "a.npy"), 19, 10, seed=1)
+    in_memory = RandomBatches(tokens, 19, 10, seed=1)
     for step in range(1, 40):
         for found, expected in zip(on_disk.at(step), in_memory.at(step), strict=True):
             assert (found == expected).all()
