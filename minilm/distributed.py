@@ -5,6 +5,7 @@ torchrun starts them and says in the environment which one each is ("PyTorch Dis
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ def join_workers(device_name: str) -> Iterator[Workers]:
     except RuntimeError as error:
         if dist.get_world_size() == 1:
             raise
+        # torchrun now ends the processes that are left; this one first says why.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"the connection to another process of this training was lost ({reason}); "

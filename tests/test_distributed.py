@@ -3,8 +3,8 @@
 import csv
 import json
 import re
-import signal
 import subprocess
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -64,25 +64,51 @@ def test_two_processes_give_the_curve_and_weights_of_one(alone, values):
     assert_same_training(alone)
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_a_lost_process_ends_the_stage_and_the_next_run_goes_on(alone, sharding):
-    alone.set(**SHARED | {"checkpoint_interval": "0.001", "sharding": sharding})
-    command = [*TORCHRUN.split(), "-m", "stages.train"]
+STAGE = [*TORCHRUN.split(), "-m", "stages.train"]
+
+
+def at_step_10(project, action: Callable[[psutil.Process], None]) -> str:
+    """Start the stage, do something to torchrun's process after 10 steps, and return all that is printed."""
     process = subprocess.Popen(
-        command, cwd=alone.folder, env=alone.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        STAGE,
+        cwd=project.folder,
+        env=project.env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     printed = ""
     for line in process.stdout:
         printed += line
         if "step 10/40" in line:
-            workers = psutil.Process(process.pid).children()
-            next(w for w in workers if w.environ()["RANK"] == "1").send_signal(signal.SIGKILL)
+            action(psutil.Process(process.pid))
     assert process.wait(60) != 0
-    assert re.search(r"error: .* the same command goes on from the last saved state", printed), printed
-    output = alone.run(*command).stdout
+    return printed
+
+
+def assert_the_next_run_goes_on(project) -> None:
+    output = project.run(*STAGE).stdout
+    project.set(sharding="none", checkpoint_interval="60")
     assert re.search(r"going on from the state after step \d+ of 40", output)
-    alone.set(sharding="none", checkpoint_interval="60")
-    assert_same_training(alone)
+    assert_same_training(project)
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_a_lost_process_ends_the_stage_and_the_next_run_goes_on(alone, sharding):
+    def kill_the_second(torchrun: psutil.Process) -> None:
+        next(w for w in torchrun.children() if w.environ()["RANK"] == "1").kill()
+
+    alone.set(**SHARED | {"checkpoint_interval": "0.001", "sharding": sharding})
+    printed = at_step_10(alone, kill_the_second)
+    assert re.search(r"error: .* the same command goes on from the last saved state", printed), printed
+    assert_the_next_run_goes_on(alone)
+
+
+def test_told_to_stop_the_processes_save_their_state_together(alone):
+    alone.set(**SHARED | {"checkpoint_interval": "1000"})
+    printed = at_step_10(alone, psutil.Process.terminate)
+    assert re.search(r"error: stopped by .* after step \d+ of 40; the state is saved", printed), printed
+    assert_the_next_run_goes_on(alone)
 
 
 def test_what_cannot_be_shared_is_refused_in_one_line(alone):
