@@ -22,10 +22,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from minilm.device import choose_precision
 from minilm.params import load_params, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.md"
+RECIPE = ROOT / "recipes" / "shakespeare-cpu.yaml"
+PLAIN, NANOGPT = "plain PyTorch, eager, fp32", "nanoGPT, eager, fp32"
+STEPS = 150  # of a run that measures speed
 GOAL = 1.88  # nats a character on Tiny Shakespeare's validation split
 BUDGET = 120  # seconds
 NANOGPT_RECIPE = (  # as its README gives it
@@ -40,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="nanoGPT's checkout, to compare with")
     parser.add_argument("--shakespeare", type=Path, metavar="FILE", help="Tiny Shakespeare's input.txt")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each candidate")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     sections = [conditions(), speed(arguments), memory(arguments)]
@@ -67,32 +71,36 @@ def conditions() -> str:
 def speed(arguments: argparse.Namespace) -> str:
     """Characters a second of the default model in the default way, and of others."""
     candidates = {
-        "plain PyTorch, eager, fp32": ["plain"],
+        PLAIN: ["plain"],
         "MiniLM, defaults": ["minilm"],
-        "MiniLM, precision fp32": ["minilm", "--set", "precision=fp32"],
         "MiniLM, compile true": ["minilm", "--set", "compile=true"],
+        "MiniLM, precision fp32": ["minilm", "--set", "precision=fp32"],
     }
+    if choose_precision("auto", torch.device("cpu")) == torch.float32:
+        del candidates["MiniLM, precision fp32"]  # the same as the defaults
     if arguments.nanogpt:
-        candidates["nanoGPT, eager, fp32"] = ["nanogpt", "--nanogpt", str(arguments.nanogpt)]
+        candidates[NANOGPT] = ["nanogpt", "--nanogpt", str(arguments.nanogpt)]
     found: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in tqdm(range(arguments.rounds), desc="speed, rounds"):
         for name, words in candidates.items():
-            found[name].append(measure(*words)["characters_per_second"])
+            found[name].append(measure(*words, "--steps", str(STEPS))["characters_per_second"])
+    yardsticks = [name for name in (PLAIN, NANOGPT) if name in found]
     lines = [
         "## Characters a second",
         "",
         "The default architecture (2 layers, 128 wide, 4 heads, block 128, batch 32, vocabulary 65); "
-        f"{arguments.rounds} alternating runs of 160 steps after 40 to warm up. The ratios are medians of "
-        "the ratios within a round.",
+        f"{arguments.rounds} alternating runs of {STEPS} steps, of which the first fifth warms up. Ratios "
+        "are the median of those within a round, with the least and the greatest.",
         "",
-        "| | median | min | max | MiniLM's defaults are faster by |",
-        "| --- | --- | --- | --- | --- |",
+        "| | median | min | max |" + "".join(f" times {name} |" for name in yardsticks),
+        "| --- | --- | --- | --- |" + " --- |" * len(yardsticks),
     ]
-    ours = found["MiniLM, defaults"]
     for name, rates in found.items():
-        ratio = statistics.median(a / b for a, b in zip(ours, rates, strict=True))
-        middle = statistics.median(rates)
-        lines.append(f"| {name} | {middle:,.0f} | {min(rates):,.0f} | {max(rates):,.0f} | {ratio:.2f} |")
+        row = f"| {name} | {statistics.median(rates):,.0f} | {min(rates):,.0f} | {max(rates):,.0f} |"
+        for yardstick in yardsticks:
+            ratios = [a / b for a, b in zip(rates, found[yardstick], strict=True)]
+            row += f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+        lines.append(row)
     return "\n".join(lines)
 
 
@@ -107,9 +115,7 @@ def memory(arguments: argparse.Namespace) -> str:
             for first in range(0, len(tokens), 1_000_000):
                 tokens[first : first + 1_000_000] = rng.integers(0, 65, 1_000_000)
             del tokens
-            peaks = [
-                measure("minilm", "--tokens", str(path))["peak_mb"] for _ in range(min(3, arguments.rounds))
-            ]
+            peaks = [measure("minilm", "--tokens", str(path))["peak_mb"] for _ in range(arguments.rounds)]
             rows.append(f"| {millions} million | {statistics.median(peaks):,.0f} | {max(peaks):,.0f} |")
     return "\n".join(
         [
@@ -124,33 +130,29 @@ def memory(arguments: argparse.Namespace) -> str:
 
 def shakespeare(arguments: argparse.Namespace) -> str:
     """The time to a given loss, and the loss after a given time, beside nanoGPT's recipe for CPUs."""
-    rounds = min(3, arguments.rounds)
+    steps = int(load_recipe(RECIPE)["steps"])
+    ours, theirs = f"MiniLM, {steps:,} steps", "nanoGPT, 2,000 steps"
+    rows: dict[str, list[tuple[float, float]]] = {}  # seconds and losses
     with tempfile.TemporaryDirectory() as folder:
         project = copy_project(Path(folder) / "minilm", arguments.shakespeare)
         other = copy_nanogpt(Path(folder) / "nanogpt", arguments) if arguments.nanogpt else None
-        rows: dict[str, list[tuple[float, float]]] = {}
-        steps = int(load_recipe(ROOT / "recipes/shakespeare-cpu.yaml")["steps"])
-        for _ in tqdm(range(rounds), desc="time to the loss, rounds"):
-            rows.setdefault(f"MiniLM, {steps} steps", []).append(run_recipe(project, steps))
+        for _ in tqdm(range(arguments.rounds), desc="Tiny Shakespeare, rounds"):
+            rows.setdefault(ours, []).append(run_recipe(project, steps))
             if other:
-                rows.setdefault("nanoGPT, 2000 steps", []).append(run_nanogpt(other, 2000))
-        for name, pace in (("MiniLM", steps), ("nanoGPT", 2000)):
-            key = f"{name}, {pace} steps"
-            if key in rows:
-                # As many steps as fill the budget at the pace of a short run, without its start-up.
-                seconds = statistics.median(r[0] for r in rows[key])
-                long = int(pace * (BUDGET / seconds)) if name == "nanoGPT" else budget_steps(project, steps)
-                result = (
-                    run_nanogpt(other, long) if name == "nanoGPT" and other else run_recipe(project, long)
-                )
-                rows[f"{name}, {long:,} steps, for {BUDGET} s"] = [result]
+                rows.setdefault(theirs, []).append(run_nanogpt(other, 2000))
+        long = budget_steps(project, steps)
+        rows[f"MiniLM, {long:,} steps, to fill {BUDGET} s"] = [run_recipe(project, long)]
+        if other:
+            long = int(2000 * BUDGET / statistics.median(seconds for seconds, _ in rows[theirs]))
+            rows[f"nanoGPT, {long:,} steps, to fill {BUDGET} s"] = [run_nanogpt(other, long)]
+    reached = sum(loss <= GOAL for _, loss in rows[ours])
     lines = [
         "## Tiny Shakespeare on a CPU",
         "",
         "Wall-clock of the whole train stage (`recipes/shakespeare-cpu.yaml`), imports, reports and MLflow "
         "included, and of nanoGPT's train.py with its documented recipe for CPUs, and the loss on the "
         "validation split: ours over all of it at the end, nanoGPT's the best that it reports, from 20 "
-        f"random batches. {rounds} alternating runs; the long ones once.",
+        f"random batches. {len(rows[ours])} alternating runs; the long ones once.",
         "",
         "| | seconds, median | min | max | validation loss, nats | min | max |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -161,14 +163,10 @@ def shakespeare(arguments: argparse.Namespace) -> str:
             f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} | {max(seconds):.1f} | "
             f"{statistics.median(losses):.4f} | {min(losses):.4f} | {max(losses):.4f} |"
         )
-    ours = rows[f"MiniLM, {steps} steps"]
-    reached = sum(loss <= GOAL for _, loss in ours)
-    lines += ["", f"At or below {GOAL} nats in {reached} of {len(ours)} runs."]
-    if other:
-        ratio = statistics.median(
-            theirs[0] / mine[0] for mine, theirs in zip(ours, rows["nanoGPT, 2000 steps"], strict=True)
-        )
-        lines.append(f"MiniLM takes 1/{ratio:.1f} of nanoGPT's time.")
+    lines += ["", f"MiniLM is at or below {GOAL} nats in {reached} of {len(rows[ours])} runs."]
+    if theirs in rows:
+        ratios = [b[0] / a[0] for a, b in zip(rows[ours], rows[theirs], strict=True)]
+        lines[-1] += f" It takes 1/{statistics.median(ratios):.1f} of nanoGPT's time (median of the rounds)."
     return "\n".join(lines)
 
 
@@ -202,7 +200,7 @@ def copy_project(folder: Path, text: Path) -> Path:
 
 def write_params(folder: Path, values: dict[str, str]) -> None:
     """The recipe, with these values, as the project's params.yaml."""
-    overrides = load_recipe(ROOT / "recipes/shakespeare-cpu.yaml") | values
+    overrides = load_recipe(RECIPE) | values
     params = load_params(ROOT / "params.yaml", overrides)
     known = {key: value for part in params for key, value in part.model_dump().items()}
     lines = [f"{key}: {json.dumps(value)}" for key, value in known.items()]
@@ -212,7 +210,7 @@ def write_params(folder: Path, values: dict[str, str]) -> None:
 def run_recipe(project: Path, steps: int) -> tuple[float, float]:
     """Seconds of the train stage, and the whole validation split's loss after it."""
     text = str(project / "text")
-    write_params(project, {"dataset": text, "steps": str(steps), "eval_interval": str(max(100, steps // 10))})
+    write_params(project, {"dataset": text, "steps": str(steps), "eval_interval": str(steps)})
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "stages.train"], cwd=project, check=True, capture_output=True)
     seconds = time.perf_counter() - start

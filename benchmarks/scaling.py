@@ -7,7 +7,6 @@ its own, and writes docs/scaling.csv and the pictures of docs/scaling.md.
 import argparse
 import csv
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import fields
@@ -18,9 +17,9 @@ import matplotlib
 matplotlib.use("agg")
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter
 from tqdm import tqdm
 
+from benchmarks.measure import peak_memory
 from minilm import CharTokenizer, MiniGPT, ModelConfig
 from minilm.batches import open_tokens
 from minilm.params import load_params, load_recipe
@@ -40,6 +39,7 @@ NAMES = {
     "block_size": "context (block_size), characters",
     "characters": "characters of training text",
 }
+BLUE, ORANGE = "#1f5fa8", "#d1751c"
 # Characters of a step stay the same when the context changes, and a small text is read many times.
 CHARACTERS_A_STEP = 4096
 COLUMNS = (
@@ -94,7 +94,7 @@ def one(data: Path, key: str, value: int) -> dict[str, float | str]:
         "value": value,
         "parameters": model.num_parameters,
         "milliseconds_a_step": round(1000 * CHARACTERS_A_STEP / last.tokens_per_second, 1),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mb": round(peak_memory()),
         "train_loss": round(last.train_loss, 3),
         "val_loss": round(last.val_loss, 3),
         "flop_utilization": round(last.flop_utilization, 3),
@@ -104,33 +104,25 @@ def one(data: Path, key: str, value: int) -> dict[str, float | str]:
 def draw(rows: list[dict[str, float | str]]) -> None:
     """Three rows of panels, time, memory and loss, a column for each size."""
     plt.rcParams.update({"font.size": 13})
-    figure, panels = plt.subplots(3, 4, figsize=(16, 10), sharey="row", sharex="col", layout="constrained")
-    measures = (
-        ("milliseconds_a_step", "time of a step, ms"),
-        ("peak_mb", "peak memory, MB"),
-        ("val_loss", "loss, nats a character"),
-    )
+    figure, panels = plt.subplots(3, len(SIZES), figsize=(16, 10), sharex="col", layout="constrained")
     for column, key in enumerate(SIZES):
         chosen = [row for row in rows if row["changed"] == key]
         values = np.array([row["value"] for row in chosen], dtype=float)
-        for line, (measure, label) in enumerate(measures):
-            panel = panels[line, column]
-            measured = [row[measure] for row in chosen]
-            panel.plot(values, measured, "o-", color="#1f5fa8", label="validation")
-            if measure == "val_loss":
-                panel.plot(
-                    values, [row["train_loss"] for row in chosen], "o--", color="#d1751c", label="training"
-                )
-                panel.set_xlabel(NAMES[key])
-            else:
-                panel.set_yscale("log")
-                panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-            panel.set_xscale("log")
-            panel.set_xticks(values, [f"{value:,.0f}" for value in values])
-            panel.minorticks_off()
+        time, memory, loss = panels[:, column]
+        for panel, measure in ((time, "milliseconds_a_step"), (memory, "peak_mb"), (loss, "val_loss")):
+            panel.plot(values, [float(row[measure]) for row in chosen], "o-", color=BLUE, label="validation")
             panel.grid(alpha=0.3)
-            if column == 0:
-                panel.set_ylabel(label)
+        loss.plot(values, [float(row["train_loss"]) for row in chosen], "o--", color=ORANGE, label="training")
+        time.set_ylim(0, 300)
+        memory.set_ylim(0, 800)
+        loss.set_xscale("log")
+        loss.set_xticks(values, [f"{v:.0f}" if v < 1000 else f"{v / 1000:.0f}k" for v in values])
+        loss.minorticks_off()
+        loss.set_xlabel(NAMES[key])
+    for panel, label in zip(
+        panels[:, 0], ("time of a step, ms", "peak memory, MB", "loss, nats a character"), strict=True
+    ):
+        panel.set_ylabel(label)
     panels[2, 0].legend()
     figure.savefig(DOCS / "scaling.png", dpi=80)
 
