@@ -20,10 +20,12 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     overrides = {key: arguments[key] for key in FIELDS if arguments[key] is not None}
     try:
-        if arguments["recipe"]:
+        if arguments["recipe"] and arguments["train"]:
             overrides = load_recipe(RECIPES / f"{arguments['recipe']}.yaml") | overrides
         if arguments["train"]:
             sys.exit(train(overrides))
+        if arguments["recipe"]:
+            parser.error("--recipe goes with --train; the model in models/minilm is already trained")
         if foreign := [key for key in overrides if key not in SampleParams.model_fields]:
             parser.error(f"--{foreign[0]} goes with --train; the model in models/minilm is already trained")
         generate(overrides)

@@ -54,9 +54,10 @@ class Workers:
         """The mean of all processes' values, of any shape; each gets the same."""
         if self.count == 1:
             return values
-        together = values.to(self.device, copy=True)
+        # In float64 the sum of some float32 values is exact, whatever their order.
+        together = values.to(self.device, torch.float64, copy=True)
         dist.all_reduce(together)
-        return together / self.count
+        return (together / self.count).to(values.dtype)
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag whether it is set in any process; each gets the same."""
@@ -84,7 +85,8 @@ def join_workers(device_name: str) -> Iterator[Workers]:
     try:
         yield Workers(device, dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
     except RuntimeError as error:
-        if dist.get_world_size() == 1:
+        # gloo has no class of its own for its errors, and names its source file instead.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         # torchrun now ends the processes that are left; this one first says why.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -117,7 +119,12 @@ def parallelise(model: MiniGPT, sharding: str, workers: Workers) -> nn.Module:
         return model
     if workers.count > 1:
         devices = [workers.device] if workers.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices)
+        together = DistributedDataParallel(model, device_ids=devices)
+        # After its first backward pass DDP sorts the gradients anew, and sums them in another order from
+        # then on. So that pass is not a step's: the first one, or the first after an interruption.
+        together(torch.zeros(1, 1, dtype=torch.long, device=workers.device)).sum().backward()
+        model.zero_grad()
+        return together
     return model
 
 

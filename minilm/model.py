@@ -148,7 +148,7 @@ class SelfAttention(nn.Module):
         return query, key, value
 
     def _weights(self, query: Tensor, key: Tensor) -> Tensor:
-        """softmax(Q Kᵀ / sqrt(D) + bias): two (B, H, T, D) -> (B, H, T, T)."""
+        """softmax(Q Kᵀ / sqrt(D) + bias), summed in float32: two (B, H, T, D) -> (B, H, T, T)."""
         batch, heads, time, channels = query.shape
         bias = self._score_bias(time, query).repeat(batch if self.config.position == "alibi" else 1, 1, 1)
         # One call for product, scale and bias: each pass over (B, H, T, T) costs as much as the product.

@@ -14,13 +14,14 @@ from minilm.params import TrainParams
 class Float32Muon(torch.optim.Muon):
     """torch's Muon with its matrix products in float32.
 
-    torch's own are always in bfloat16, which hardware without units for it emulates, a hundred times as
+    torch's own are always in bfloat16, which hardware without units for it emulates, some twenty times as
     slowly.
     """
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Adjust each parameter that has a gradient."""
+        assert closure is None, "torch's signature; nothing here passes one"
         for group in self.param_groups:
             learning_rate, memory = group["lr"], group["momentum"]
             for parameter in group["params"]:

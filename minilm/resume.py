@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,25 +67,32 @@ class Snapshots:
 
     def load(self) -> dict[str, Any] | None:
         """The newest state that is undamaged, or None; damaged ones are named and removed."""
-        for path in reversed(self._states()):
-            content = path.read_bytes()
-            digest, content = content[:DIGEST_LENGTH], content[DIGEST_LENGTH:]
-            if hashlib.sha256(content).hexdigest().encode() == digest:
-                return torch.load(io.BytesIO(content), weights_only=True)
-            print(
-                f"WARNING: {path} is damaged; training goes on from an earlier state, if any", file=sys.stderr
-            )
-            path.unlink(missing_ok=True)
-        return None
+        _, content = self._newest()
+        return torch.load(io.BytesIO(content), weights_only=True) if content else None
 
     @property
     def newest_step(self) -> int:
-        """The step after which the newest state was saved; 0 if there is none."""
-        return max((int(path.name.removeprefix("step-")) for path in self._states()), default=0)
+        """The step after which the state that `load` returns was saved; 0 if there is none."""
+        return self._newest()[0]
 
     def remove(self) -> None:
         """Forget all states: the training is finished, or starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest(self) -> tuple[int, bytes]:
+        """Step and content of the newest undamaged state; 0 and nothing if there is none."""
+        for path in reversed(self._states()):
+            with suppress(FileNotFoundError):  # another process of this training has just removed it
+                whole = path.read_bytes()
+                digest, content = whole[:DIGEST_LENGTH], whole[DIGEST_LENGTH:]
+                if hashlib.sha256(content).hexdigest().encode() == digest:
+                    return int(path.name.removeprefix("step-")), content
+                path.unlink()
+                print(
+                    f"WARNING: {path} is damaged; training goes on from an earlier state, if any",
+                    file=sys.stderr,
+                )
+        return 0, b""
 
     def _states(self) -> list[Path]:
         """Oldest first."""

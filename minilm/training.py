@@ -71,8 +71,9 @@ def train(
             training was interrupted.
     """
     keep_freed_memory()
-    device = model.token_embedding.weight.device
-    training = _Training(model, train_tokens, val_tokens, params, workers or Workers(device))
+    workers = workers or Workers(model.token_embedding.weight.device)
+    device = workers.device
+    training = _Training(model, train_tokens, val_tokens, params, workers)
     model.train()
     if snapshots and (state := snapshots.load()):
         training.restore(state)
@@ -130,14 +131,14 @@ class _Training:
             )
         self.model, self.params, self.workers = model, params, workers
         self.train_tokens, self.val_tokens = train_tokens, val_tokens
-        self.device = model.token_embedding.weight.device
+        self.device = workers.device
         self.precision = choose_precision(params.precision, self.device)
         self.flops_peak = matmul_peak(self.device, self.precision) * workers.count
         parallel = parallelise(model, params.sharding, workers)
         self.forward: Callable[[Tensor], Tensor] = torch.compile(parallel) if params.compile else parallel
         self.optimizers = make_optimizers(model, params)
         self.step = 0
-        self.losses: list[Tensor] = []  # since the last report
+        self.measured: list[Tensor] = []  # loss and gradient norm of each step since the last report, (2,)
         self.reports: list[Report] = []
         self.best_weights: dict[str, Tensor] = {}
         self.timed_from, self.timed_steps = time.perf_counter(), 0
@@ -165,28 +166,34 @@ class _Training:
             part_loss.backward()
             loss += part_loss.detach()
         norm = clip_gradients(self.model, self.params.grad_clip)
-        # To look at a number on a GPU is to wait for it; there only reports do.
+        measured = torch.stack([loss, norm])
+        # To look at a number on a GPU is to wait for it; there only reports and saving do.
         if self.device.type == "cpu":
-            self._require_finite(step, loss, norm)
+            self._require_finite(measured[None], step, " before it")
         set_learning_rate(self.optimizers, learning_rate_at(step, self.params))
         for optimizer in self.optimizers:
             optimizer.step()
         self.step = step
-        self.losses.append(loss)
+        self.measured.append(measured)
         self.timed_steps += 1
 
     def report(self) -> Report:
         """Measure where training stands, and note it."""
-        train_loss = self._mean_losses().mean().item()
+        train_loss = self._mean_measured()[:, 0].mean().item()
         characters = self.timed_steps * self.params.batch_size * self.model.config.block_size
         rate = characters / (time.perf_counter() - self.timed_from)
         windows = spaced_batches(
             self.val_tokens, self.params.batch_size, self.model.config.block_size, self.params.eval_batches
         )
+        val_loss = mean_loss(self.model, _on_device(windows, self.workers), self.precision, self.workers)
+        if not math.isfinite(val_loss):
+            raise InputError(
+                _diverged(f"after step {self.step} the validation loss is {val_loss}", self.params)
+            )
         now = Report(
             self.step,
             train_loss,
-            mean_loss(self.model, _on_device(windows, self.workers), self.precision, self.workers),
+            val_loss,
             self.optimizers[0].param_groups[0]["lr"],
             rate,
             rate * self.model.flops_per_token / self.flops_peak,
@@ -196,17 +203,17 @@ class _Training:
         ):
             self.best_weights = whole_weights(self.model)
         self.reports.append(now)
-        self.losses.clear()
+        self.measured.clear()
         self.timed_from, self.timed_steps = time.perf_counter(), 0
         return now
 
     def save(self, snapshots: Snapshots) -> None:
         """Write all that changes; the processes call it together, and the first one writes."""
-        losses = self._mean_losses().cpu()  # first, since it refuses to save what has gone wrong
+        measured = self._mean_measured().cpu()  # first, since it refuses to save what has gone wrong
         state = whole_state(self.model, self.optimizers)
         if self.workers.rank == 0:
             state["step"] = self.step
-            state["losses"] = losses
+            state["measured"] = measured
             state["reports"] = [tuple(report) for report in self.reports]
             state["best_weights"] = self.best_weights
             snapshots.save(self.step, state)
@@ -215,7 +222,7 @@ class _Training:
         """Go back to what `save` wrote."""
         load_whole_state(self.model, self.optimizers, state)
         self.step, self.best_weights = state["step"], state["best_weights"]
-        self.losses = list(state["losses"].to(self.device).unbind())
+        self.measured = list(state["measured"].to(self.device).unbind())
         self.reports = [Report(*values) for values in state["reports"]]
 
     def finish(self) -> None:
@@ -224,22 +231,24 @@ class _Training:
             load_whole_weights(self.model, self.best_weights)
         self.model.eval()
 
-    def _mean_losses(self) -> Tensor:
-        """The losses since the last report, mean of all processes' shares: (steps,)."""
-        if not self.losses:
-            return torch.empty(0)
-        losses = self.workers.mean(torch.stack(self.losses))
-        if not losses.isfinite().all():
-            first = self.step - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0])
-            raise InputError(_diverged(f"at step {first} the loss is no longer finite", self.params))
-        return losses
+    def _mean_measured(self) -> Tensor:
+        """Loss and gradient norm of the steps since the last report, mean of all processes': (steps, 2)."""
+        if not self.measured:
+            return torch.empty(0, 2)
+        measured = self.workers.mean(torch.stack(self.measured))
+        self._require_finite(measured, self.step - len(measured) + 1, "")
+        return measured
 
-    def _require_finite(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        if not math.isfinite(loss) or not math.isfinite(norm):
+    def _require_finite(self, measured: Tensor, first_step: int, when: str) -> None:
+        """Refuse losses and gradient norms, (steps, 2), that are not numbers; `first_step` is the first's."""
+        bad = ~measured.isfinite().all(1)
+        if bad.any():
+            index = int(bad.nonzero()[0])
+            loss, norm = measured[index].tolist()
             raise InputError(
                 _diverged(
-                    f"step {step}: the loss is {loss:.4g} and the gradient's norm {norm:.4g}; "
-                    "the weights were left as they were",
+                    f"step {first_step + index}: the loss is {loss:.4g} and the gradient's norm {norm:.4g}; "
+                    f"training stopped{when}",
                     self.params,
                 )
             )

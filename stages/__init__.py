@@ -1,6 +1,7 @@
 """The pipeline's stages; each is a story that `python -m stages.NAME` tells."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,7 +41,8 @@ def is_forced() -> bool:
         with suppress(psutil.Error):
             command = process.cmdline()
             if any(Path(word).name == "dvc" for word in command[:3]):
-                return any(word in ("-f", "--force") for word in command)
+                # `-f` may stand among other letters, as in `dvc repro -sf train`.
+                return any(re.fullmatch("-[impPqRsv]*f[impPqRsv]*|--force", word) for word in command)
     return False
 
 

@@ -2,12 +2,14 @@
 
 import csv
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from minilm import checkpoint, tracking
@@ -42,7 +44,9 @@ def train_together(all_params: Params, workers: Workers) -> None:
     shape = {
         field.name: getattr(params, field.name) for field in fields(ModelConfig) if field.name != "vocab_size"
     }
-    model = MiniGPT(ModelConfig(tokenizer.vocab_size, **shape), seed=params.seed).to(workers.device)
+    model = MiniGPT(ModelConfig(tokenizer.vocab_size, **shape), seed=params.seed)
+    if params.sharding == "none":
+        model.to(workers.device)  # else fsdp moves it block by block, since the whole may not fit
     made_with = {
         "torch": torch.__version__,
         "device_type": workers.device.type,
@@ -50,11 +54,10 @@ def train_together(all_params: Params, workers: Workers) -> None:
         "threads": torch.get_num_threads(),
         "processes": workers.count,
     }
-    snapshots = open_snapshots(params, made_with)
-
+    snapshots = find_snapshots(params, made_with)
     first = workers.rank == 0
     row = tracking.new_run(project_root(), tracking.data_tags(source)) if first else nullcontext()
-    with row as notebook:
+    with alone(snapshots, workers), row as notebook:
         if notebook:
             print("train:", source)
             print(
@@ -90,14 +93,31 @@ def train_together(all_params: Params, workers: Workers) -> None:
             snapshots.remove()
 
 
-def open_snapshots(params: TrainParams, made_with: dict[str, Any]) -> Snapshots:
+def find_snapshots(params: TrainParams, made_with: dict[str, Any]) -> Snapshots:
     """The saved states of exactly this training: same parameters, data, code and machine's ways."""
     inputs = [ENCODED / name for name in ("tokenizer.json", "train.npy", "validation.npy")]
     name = fingerprint(params.model_dump(), made_with, files=[*inputs, *loaded_code(Path.cwd())])
-    snapshots = Snapshots(project_root() / ".checkpoints" / name, params.checkpoint_interval)
-    if is_forced():
-        snapshots.remove()
-    return snapshots
+    return Snapshots(project_root() / ".checkpoints" / name, params.checkpoint_interval)
+
+
+@contextmanager
+def alone(snapshots: Snapshots, workers: Workers) -> Iterator[None]:
+    """Keep out other trainings with the same states; first wait for the end of one that is under way.
+
+    It may be left over from a `dvc` that was killed, or run in a queue.
+    """
+    lock = FileLock(project_root() / ".dvc" / "tmp" / f"training-{snapshots.folder.name}.lock")
+    with ExitStack() as held:
+        if workers.rank == 0:
+            try:
+                held.enter_context(lock.acquire(blocking=False))
+            except Timeout:
+                print("train: another process is at exactly this training; waiting for its end", flush=True)
+                held.enter_context(lock)
+            if is_forced():
+                snapshots.remove()
+        workers.any(False)  # the others wait for the first
+        yield
 
 
 def write_reports(reports: list[Report], model: MiniGPT, params: TrainParams) -> dict[str, float]:

@@ -64,19 +64,14 @@ def test_two_processes_give_the_curve_and_weights_of_one(alone, values):
     assert_same_training(alone)
 
 
-STAGE = [*TORCHRUN.split(), "-m", "stages.train"]
+def stage(processes: int) -> list[str]:
+    return f"torchrun --standalone --nproc-per-node {processes} -m stages.train".split()
 
 
-def at_step_10(project, action: Callable[[psutil.Process], None]) -> str:
+def at_step_10(project, command: list[str], action: Callable[[psutil.Process], None]) -> str:
     """Start the stage, do something to torchrun's process after 10 steps, and return all that is printed."""
-    process = subprocess.Popen(
-        STAGE,
-        cwd=project.folder,
-        env=project.env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    output = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, cwd=project.folder, env=project.env, **output)
     printed = ""
     for line in process.stdout:
         printed += line
@@ -86,29 +81,30 @@ def at_step_10(project, action: Callable[[psutil.Process], None]) -> str:
     return printed
 
 
-def assert_the_next_run_goes_on(project) -> None:
-    output = project.run(*STAGE).stdout
-    project.set(sharding="none", checkpoint_interval="60")
-    assert re.search(r"going on from the state after step \d+ of 40", output)
-    assert_same_training(project)
-
-
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_a_lost_process_ends_the_stage_and_the_next_run_goes_on(alone, sharding):
     def kill_the_second(torchrun: psutil.Process) -> None:
         next(w for w in torchrun.children() if w.environ()["RANK"] == "1").kill()
 
     alone.set(**SHARED | {"checkpoint_interval": "0.001", "sharding": sharding})
-    printed = at_step_10(alone, kill_the_second)
+    printed = at_step_10(alone, stage(2), kill_the_second)
     assert re.search(r"error: .* the same command goes on from the last saved state", printed), printed
-    assert_the_next_run_goes_on(alone)
+    output = alone.run(*stage(2)).stdout
+    alone.set(sharding="none", checkpoint_interval="60")
+    assert re.search(r"going on from the state after step \d+ of 40", output)
+    assert_same_training(alone)
 
 
-def test_told_to_stop_the_processes_save_their_state_together(alone):
-    alone.set(**SHARED | {"checkpoint_interval": "1000"})
-    printed = at_step_10(alone, psutil.Process.terminate)
+def test_told_to_stop_three_processes_go_on_to_the_same_bytes(alone):
+    # Three, since two numbers have the same sum in any order.
+    alone.set(**SHARED | {"batch_size": "6"})
+    alone.run(*stage(3))
+    outputs = [alone.folder / name for name in ("models/minilm/model.safetensors", "reports/loss.csv")]
+    expected = [path.read_bytes() for path in outputs]
+    printed = at_step_10(alone, stage(3), psutil.Process.terminate)
     assert re.search(r"error: stopped by .* after step \d+ of 40; the state is saved", printed), printed
-    assert_the_next_run_goes_on(alone)
+    assert re.search(r"going on from the state after step \d+ of 40", alone.run(*stage(3)).stdout)
+    assert [path.read_bytes() for path in outputs] == expected
 
 
 def test_what_cannot_be_shared_is_refused_in_one_line(alone):

@@ -53,7 +53,12 @@ def run(params: TrainParams, snapshots: Snapshots | None = None):
     return [now[:4] for now in reports], [p.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("values", [{}, {"optimizer": "muon"}, {"keep": "best"}, {"precision": "fp32"}])
+VARIANTS = [{"precision": "fp32"}, {"precision": "bf16"}, {"keep": "best"}, {"grad_accumulation": 2}] + [
+    {"optimizer": "muon", "precision": precision} for precision in ("fp32", "bf16")
+]
+
+
+@pytest.mark.parametrize("values", VARIANTS)
 def test_after_any_step_it_goes_on_to_the_same_end(tmp_path, values):
     params = TrainParams(**PARAMS.model_dump() | values)
     curve, weights = run(params)
@@ -199,6 +204,20 @@ def test_killed_it_goes_on_and_writes_the_same_bytes(trained):
     assert states(trained)
     interrupt(trained, signal.SIGKILL, "step 200/400")  # and once more
     assert_as_never_interrupted(trained, trained.run(*STAGE).stdout)
+
+
+def test_a_second_start_waits_for_the_first_and_goes_on_from_its_state(trained):
+    outputs = {"cwd": trained.folder, "env": trained.env, "text": True, "stdout": subprocess.PIPE}
+    with subprocess.Popen(STAGE, **outputs) as first:
+        for line in first.stdout:
+            if "step 100/400" in line:
+                first.send_signal(signal.SIGSTOP)
+                break
+        with subprocess.Popen(STAGE, **outputs) as second:
+            assert "another process is at exactly this training" in second.stdout.readline()
+            first.kill()
+            printed = second.stdout.read()
+    assert_as_never_interrupted(trained, printed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

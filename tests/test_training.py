@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
     model.final_norm.weight.data.fill_(torch.nan)
     with pytest.raises(
         InputError,
-        match=r"step 1: the loss is nan and the gradient's norm nan; the weights were left as they were; "
+        match=r"step 1: the loss is nan and the gradient's norm nan; training stopped before it; "
         r"try a lower learning_rate \(10 now\), more warmup_steps \(3 now\) or precision fp32",
     ):
         train(model, TOKENS, TOKENS, params)
