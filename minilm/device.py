@@ -2,8 +2,10 @@
 
 import ctypes
 import functools
+import shlex
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -54,6 +56,17 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         (matrix @ matrix)[0, 0].item()  # .item() waits for the result
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def quote_compiler_paths() -> None:
+    """Let torch's compiler link also where it is installed below a folder with a space in its name.
+
+    It quotes the paths of headers for the shell, but not that of its libraries.
+    """
+    from torch.utils import cpp_extension
+
+    if Path(cpp_extension.TORCH_LIB_PATH).is_dir():  # not quoted yet
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(cpp_extension.TORCH_LIB_PATH)
 
 
 def keep_freed_memory() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from minilm.batches import Batch, RandomBatches, spaced_batches
-from minilm.device import choose_precision, keep_freed_memory, matmul_peak
+from minilm.device import choose_precision, keep_freed_memory, matmul_peak, quote_compiler_paths
 from minilm.distributed import (
     Workers,
     load_whole_state,
@@ -135,7 +135,10 @@ class _Training:
         self.precision = choose_precision(params.precision, self.device)
         self.flops_peak = matmul_peak(self.device, self.precision) * workers.count
         parallel = parallelise(model, params.sharding, workers)
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(parallel) if params.compile else parallel
+        self.forward: Callable[[Tensor], Tensor] = parallel
+        if params.compile:
+            quote_compiler_paths()
+            self.forward = torch.compile(parallel)
         self.optimizers = make_optimizers(model, params)
         self.step = 0
         self.measured: list[Tensor] = []  # loss and gradient norm of each step since the last report, (2,)
