@@ -1,13 +1,73 @@
-"""Writing text: predict the next character, draw one, append it, again."""
+"""Writing text: predict the next character, draw one, append it, again.
 
-from collections.abc import Iterator
+`generate_ids` knows ids only, and draws them for several texts at once; `generate`, `stream` and
+`generate_samples` are a layer of text above it. A text depends on its own seed and on nothing beside it, so
+it is the same whether it is streamed, alone, or one of many.
+"""
 
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from minilm.decoding import Decoder
 from minilm.errors import InputError
 from minilm.model import MiniGPT
 from minilm.tokenizer import UNKNOWN_ID, CharTokenizer
+
+Floats = npt.NDArray[np.floating]
+# More at once are not faster: their keys and values no longer fit into a processor's cache.
+_TEXTS_AT_ONCE = 32
+# Fewer multiplications than this cost less than telling another core about them.
+_WORK_FOR_A_THREAD = 1_500_000
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a character is drawn from its distribution.
+
+    Attributes:
+        temperature: divides the logits: below 1 safer, above 1 wilder, 0 always the likeliest character.
+        top_k: choose among the k likeliest characters; 0, or more than there are, means all.
+        top_p: choose among the likeliest characters that together have this probability
+            ("The Curious Case of Neural Text Degeneration", Holtzman et al., 2020); 1 means all.
+        min_p: leave out characters less likely than this share of the likeliest one's probability
+            ("Turning Up the Heat: Min-p Sampling", Nguyen et al., 2025); 0 means none.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise InputError(
+                "temperature and top_k must be at least 0, top_p above 0 to 1 and min_p from 0 to 1, "
+                f"not {self.temperature}, {self.top_k}, {self.top_p} and {self.min_p}"
+            )
+
+    def limit(self, logits: Tensor) -> Tensor:
+        """Minus infinity for what must not be drawn, by one limit after the other: (B, V) -> (B, V)."""
+        if not (0 < self.top_k < logits.shape[-1] or self.top_p < 1 or self.min_p):
+            return logits
+        logits[:, UNKNOWN_ID] = -torch.inf
+        ranked, order = logits.sort(descending=True, stable=True)
+        if self.top_k:
+            ranked[:, self.top_k :] = -torch.inf
+        chances = torch.softmax(ranked / max(self.temperature, 1e-30), dim=-1)
+        # A character stays if those before it have not reached top_p yet, so the likeliest always does.
+        ranked[chances.cumsum(-1) - chances >= self.top_p] = -torch.inf
+        ranked[chances < self.min_p * chances[:, :1]] = -torch.inf
+        return torch.empty_like(logits).scatter(-1, order, ranked)
 
 
 def generate(
@@ -19,9 +79,14 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    min_p: float = 0.0,
+    stop: str = "",
 ) -> str:
-    """The prompt and `max_new_tokens` characters after it; the arguments are those of `stream`."""
-    return "".join(stream(model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed))
+    """The prompt and what the model writes after it; the arguments are those of `stream`."""
+    (text,) = generate_samples(
+        model, tokenizer, prompt, 1, max_new_tokens, temperature, top_k, top_p, seed, min_p, stop
+    )
+    return text
 
 
 def stream(
@@ -33,6 +98,8 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    min_p: float = 0.0,
+    stop: str = "",
 ) -> Iterator[str]:
     """Yield the prompt, then each new character as soon as it is drawn.
 
@@ -40,60 +107,67 @@ def stream(
         model: in evaluation mode.
         tokenizer: the model's.
         prompt: at least one character, all of them known to the tokenizer.
-        max_new_tokens: characters to write.
-        temperature: divides the logits: below 1 safer, above 1 wilder, 0 always the likeliest character.
-        top_k: choose among the k likeliest characters; 0, or more than there are, means all.
-        top_p: choose among the likeliest characters that together have this probability
-            ("The Curious Case of Neural Text Degeneration", Holtzman et al., 2020); 1 means all.
+        max_new_tokens: characters to write at most.
+        temperature, top_k, top_p, min_p: see Sampling.
         seed: same model, arguments and seed, same text.
+        stop: writing ends before this text; characters that may begin it are held back until that is clear.
 
     Raises:
         InputError: the prompt is empty or has unknown characters, or a number is out of its range.
     """
-    if unknown := tokenizer.unknown_characters(prompt):
-        raise InputError(
-            f"prompt: {name_characters(unknown)}; write it without, or train on a text that has them"
-        )
-    ids = torch.from_numpy(tokenizer.encode(prompt).astype("int64"))
-    new_ids = generate_ids(model, ids, max_new_tokens, temperature, top_k, top_p, seed)
-    return _stream_text(prompt, tokenizer, new_ids)
+    ids = _encode(tokenizer, prompt)
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    new_ids = generate_ids(model, ids, max_new_tokens, sampling, [seed])
+    return _until(stop, prompt, (tokenizer.decode(drawn.cpu().numpy()) for drawn in _each_computed(new_ids, model)))
+
+
+def generate_samples(
+    model: MiniGPT,
+    tokenizer: CharTokenizer,
+    prompt: str,
+    num_samples: int,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    min_p: float = 0.0,
+    stop: str = "",
+) -> list[str]:
+    """Several texts at once, each as `generate` writes it: the first with `seed`, the next with the next.
+
+    The other arguments are those of `stream`.
+    """
+    ids, stop_ids = _encode(tokenizer, prompt), torch.from_numpy(tokenizer.encode(stop).astype('int64')) #dev
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+
+    def write(seeds: Sequence[int]) -> list[str]:
+        columns: list[Tensor] = []
+        stopped = torch.zeros(len(seeds), dtype=torch.bool)
+        with _computing(model, len(seeds)):
+            for drawn in generate_ids(model, ids, max_new_tokens, sampling, seeds):
+                columns.append(drawn)
+                if stop and len(columns) >= len(stop):
+                    stopped |= (torch.stack(columns[-len(stop) :], dim=1) == stop_ids).all(1)
+                    if stopped.all():
+                        break
+        rows = torch.stack(columns, dim=1).cpu() if columns else torch.empty(len(seeds), 0)
+        return ["".join(_until(stop, prompt, [tokenizer.decode(row.numpy())])) for row in rows]
+
+    seeds = range(seed, seed + num_samples)
+    groups = [seeds[first : first + _TEXTS_AT_ONCE] for first in range(0, num_samples, _TEXTS_AT_ONCE)]
+    return [text for group in groups for text in write(group)]
 
 
 def generate_ids(
-    model: MiniGPT, ids: Tensor, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
-) -> Iterator[int]:
-    """Yield the ids that follow `ids`, (time,); the other arguments are those of `stream`.
-
-    The unknown character is never drawn: it stands for no text.
-    """
+    model: MiniGPT, ids: Tensor, max_new_tokens: int, sampling: Sampling, seeds: Sequence[int]
+) -> Iterator[Tensor]:
+    """Yield the ids that follow `ids`, (T,), in as many texts as there are seeds, one (B,) a character."""
     if not len(ids):
         raise InputError("prompt: it is empty; give at least one character to continue")
-    if max_new_tokens < 0 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise InputError(
-            "max_new_tokens, temperature and top_k must be at least 0 and top_p above 0 to 1, "
-            f"not {max_new_tokens}, {temperature}, {top_k} and {top_p}"
-        )
-    return _draw(model, ids, max_new_tokens, temperature, top_k, top_p, seed)
-
-
-def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """The distribution to draw from: (V,) logits -> (V,) probabilities; see `stream` for the settings."""
-    logits = logits.float()
-    logits[UNKNOWN_ID] = -torch.inf
-    if temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(), len(logits)).float()
-    if 0 < top_k < len(logits):
-        # By rank, not by value, so that equal logits cannot let in more than k.
-        kept = logits.topk(top_k).indices
-        logits = torch.full_like(logits, -torch.inf).index_copy(0, kept, logits[kept])
-    # With the largest at 0, a tiny temperature cannot make it overflow.
-    distribution = torch.softmax((logits - logits.max()) / temperature, dim=-1)
-    if top_p < 1:
-        ranked, order = distribution.sort(descending=True)
-        # A character stays if those before it have not reached top_p yet, so the likeliest always does.
-        ranked = torch.where(ranked.cumsum(0) - ranked < top_p, ranked, 0.0)
-        distribution = torch.zeros_like(distribution).index_copy(0, order, ranked / ranked.sum())
-    return distribution
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens: {max_new_tokens} is less than 0")
+    return _draw(model, ids, max_new_tokens, sampling, seeds)
 
 
 def name_characters(characters: list[str]) -> str:
@@ -103,23 +177,82 @@ def name_characters(characters: list[str]) -> str:
     return f"the model never saw {named}{more}"
 
 
-def _stream_text(prompt: str, tokenizer: CharTokenizer, new_ids: Iterator[int]) -> Iterator[str]:
-    yield prompt
-    for new_id in new_ids:
-        yield tokenizer.decode([new_id])
-
-
-@torch.inference_mode()
 def _draw(
-    model: MiniGPT, ids: Tensor, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
-) -> Iterator[int]:
-    device, block_size = model.token_embedding.weight.device, model.config.block_size
-    generator = torch.Generator().manual_seed(seed)
-    ids = ids.to(device)
-    for _ in range(max_new_tokens):
-        # The model sees block_size characters at most: the latest ones.
-        ids = ids[-block_size:]
-        logits = model(ids[None])[0, -1].cpu()
-        new_id = torch.multinomial(probabilities(logits, temperature, top_k, top_p), 1, generator=generator)
-        ids = torch.cat([ids, new_id.to(device)])
-        yield int(new_id)
+    model: MiniGPT, ids: Tensor, max_new_tokens: int, sampling: Sampling, seeds: Sequence[int]
+) -> Iterator[Tensor]:
+    device = model.token_embedding.weight.device
+    noise = _noise(seeds, model.config.vocab_size, sampling.temperature, device)
+    decoder = Decoder(model, len(seeds))
+    logits = decoder.prefill(ids.to(device))
+    for left in range(max_new_tokens, 0, -1):
+        drawn = (sampling.limit(logits) + next(noise)).argmax(-1)
+        yield drawn
+        if left > 1:
+            logits = decoder.step(drawn)
+
+
+def _noise(
+    seeds: Sequence[int], vocabulary: int, temperature: float, device: torch.device
+) -> Iterator[Tensor]:
+    """What makes the largest logit a draw from softmax(logits / temperature), (B, V) a time.
+
+    Gumbel noise times the temperature: the Gumbel-max trick ("A* Sampling", Maddison et al., 2014). Each
+    text has a generator of its own, so that it does not depend on those beside it.
+    """
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    steps = max(1, 2**14 // vocabulary)  # made at once, which is quicker
+    while True:
+        exponential = [generator.standard_exponential((steps, vocabulary), np.float32) for generator in generators]
+        # A zero would be noise without end, drawn whatever the logit.
+        noise = -temperature * torch.from_numpy(np.stack(exponential, axis=1)).clamp(min=1e-30).log()
+        noise[..., UNKNOWN_ID] = -torch.inf  # never drawn: it stands for no text
+        yield from noise.to(device)
+
+
+@contextmanager
+def _computing(model: MiniGPT, texts: int) -> Iterator[None]:
+    """Without gradients, and with as many threads as that many texts of this model are worth."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(max(1, model.num_parameters * texts // _WORK_FOR_A_THREAD), threads))
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _each_computed(drawn: Iterator[Tensor], model: MiniGPT) -> Iterator[Tensor]:
+    """What a text's generator gives, `_computing` only while it works, not while its user does."""
+    while True:
+        with _computing(model, 1):
+            new = next(drawn, None)
+        if new is None:
+            return
+        yield new
+
+
+def _encode(tokenizer: CharTokenizer, prompt: str) -> Tensor:
+    """The prompt's ids, (T,)."""
+    if unknown := tokenizer.unknown_characters(prompt):
+        raise InputError(
+            f"prompt: {name_characters(unknown)}; write it without, or train on a text that has them"
+        )
+    return torch.from_numpy(tokenizer.encode(prompt).astype("int64"))
+
+
+def _until(stop: str, prompt: str, pieces: Iterable[str]) -> Iterator[str]:
+    """The prompt, then the pieces, up to where `stop` begins in them."""
+    yield prompt
+    held = ""
+    for piece in pieces:
+        held += piece
+        if stop and stop in held:
+            yield held.partition(stop)[0]
+            return
+        # What may be the beginning of `stop` waits for the next piece.
+        waiting = next((n for n in range(min(len(stop) - 1, len(held)), 0, -1) if held.endswith(stop[:n])), 0)
+        if ready := held[: len(held) - waiting]:
+            yield ready
+        held = held[len(held) - waiting :]
+    if held:
+        yield held

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minilm.errors import InputError
-from minilm.positions import POSITIONS, alibi_bias, alibi_slopes, rotate, sinusoidal_table
+from minilm.positions import POSITIONS, alibi_bias, alibi_slopes, rope_rotation, rotate, sinusoidal_table
 
 ACTIVATIONS = ("relu", "gelu", "relu2", "swiglu")
 NORMALIZATIONS = ("layernorm", "rmsnorm")
@@ -118,33 +118,41 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        query, key, value = self._heads(x)
+        return self.projection(self.mix(*self.heads(x)))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What each position gathers, the heads side by side: three (B, H, T, D) -> (B, T, C)."""
         dropout = self.config.attention_dropout if self.training else 0.0
         if query.device.type == "cpu" and query.dtype == torch.bfloat16:
             # On a CPU the fused kernel's backward pass in bfloat16 takes several times as long as this.
             mixed = F.dropout(self._weights(query, key), dropout) @ value
         elif self.config.position == "alibi":
-            bias = self._score_bias(x.shape[1], query)
+            bias = self._score_bias(query.shape[2], query)
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        return self.projection(mixed.transpose(1, 2).reshape(x.shape))
+        return mixed.transpose(1, 2).flatten(2)
 
     def weights(self, x: Tensor) -> Tensor:
         """How much each position takes from each, rows that sum to 1: (B, T, C) -> (B, H, T, T)."""
-        query, key, _ = self._heads(x)
+        query, key, _ = self.heads(x)
         return self._weights(query, key)
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of all heads: (B, T, C) -> three (B, H, T, D)."""
+    def heads(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all heads: (B, T, C) -> three (B, H, T, D).
+
+        `rotation`, two (T, D/2), is rope's for positions that do not begin at 0.
+        """
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.config.num_heads, self.config.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).contiguous()
         if self.config.qk_norm:
             query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
         if self.config.position == "rope":
-            positions = torch.arange(time, device=x.device)
-            query, key = rotate(query, positions), rotate(key, positions)
+            rotation = rotation or rope_rotation(torch.arange(time, device=x.device), self.config.head_dim)
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
         return query, key, value
 
     def _weights(self, query: Tensor, key: Tensor) -> Tensor:
@@ -215,9 +223,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return self.dropout(self.projection(self._activate(self.expand(x))))
+        return self.dropout(self.projection(self.activate(self.expand(x))))
 
-    def _activate(self, x: Tensor) -> Tensor:
+    def activate(self, x: Tensor) -> Tensor:
+        """The non-linearity: (..., widened) -> (..., hidden)."""
         if self.activation == "relu":
             return relu(x)
         if self.activation == "gelu":
@@ -293,31 +302,43 @@ class MiniGPT(nn.Module):
         Raises:
             InputError: there are more than block_size characters.
         """
-        x = self._embed(ids)
+        x = self.embed(ids)
         for block in self.blocks:
             x = block(x)
-        # The token embedding also scores the characters, if tied: a character's row is both what it means
-        # as input and what it looks like as output ("Using the Output Embedding to Improve Language
-        # Models", Press and Wolf, 2017).
-        scores = self.token_embedding.weight if self.config.tied_embeddings else self.head.weight
-        logits = F.linear(self.final_norm(x), scores).float()
+        return self.score(x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """What the blocks made of each character -> logits for the next: (B, T, C) -> (B, T, V)."""
+        return self.cap(F.linear(self.final_norm(x), self.score_weight))
+
+    @property
+    def score_weight(self) -> Tensor:
+        """What the residual stream is compared with to score each character, (V, C).
+
+        It is the token embedding, if tied: a character's row is both what it means as input and what it
+        looks like as output ("Using the Output Embedding to Improve Language Models", Press and Wolf, 2017).
+        """
+        return self.token_embedding.weight if self.config.tied_embeddings else self.head.weight
+
+    def cap(self, scores: Tensor) -> Tensor:
+        """Logits in float32, within ±logit_softcap if that is set ("Gemma 2", Gemma Team, 2024)."""
+        logits = scores.float()
         if self.config.logit_softcap:
-            # Keeps logits within ±softcap ("Gemma 2", Gemma Team, 2024).
             logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
         return logits
 
     @torch.no_grad()
     def attention_weights(self, ids: Tensor) -> Tensor:
         """What each layer's heads attend to, rows that sum to 1: (B, T) -> (layers, B, H, T, T)."""
-        x, weights = self._embed(ids), []
+        x, weights = self.embed(ids), []
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
             weights.append(block.attention.weights(block.attention_norm(x)))
             x = block(x)
         return torch.stack(weights)
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        """(B, T) -> (B, T, C)."""
+    def embed(self, ids: Tensor, start: int = 0) -> Tensor:
+        """The residual stream's beginning, for characters from position `start` on: (B, T) -> (B, T, C)."""
         time, device = ids.shape[1], ids.device.type
         if time > self.config.block_size:
             raise InputError(
@@ -325,9 +346,9 @@ class MiniGPT(nn.Module):
             )
         x = self.token_embedding(ids)
         if self.config.position == "learned":
-            x = x + self.position_embedding.weight[:time]
+            x = x + self.position_embedding.weight[start : start + time]
         elif self.config.position == "sinusoidal":
-            x = x + self.position_table[:time]
+            x = x + self.position_table[start : start + time]
         # In mixed precision the residual stream is in the lower one too, which saves casts at each part.
         return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 

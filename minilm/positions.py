@@ -26,15 +26,20 @@ def sinusoidal_table(length: int, channels: int) -> Tensor:
     return table
 
 
-def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Turn pairs of channels by angles that grow with the position: (..., T, D) and (T,) -> (..., T, D).
+def rope_rotation(positions: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles that `rotate` turns a head's channels by: (T,) -> two (T, D/2)."""
+    angles = _angles(positions, channels)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn pairs of channels by angles that grow with the position: (..., T, D) -> (..., T, D).
 
     The pair (i, i + D/2) turns by t / 10000^(2i/D), so that the product of a query and a key depends on
     their distance only: RoPE, "RoFormer: Enhanced Transformer with Rotary Position Embedding" (Su et al.,
     2021). The paper pairs neighbours; this pairing, Llama's, is the same up to the order of channels.
     """
-    angles = _angles(positions, x.shape[-1])  # (T, D/2)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 

@@ -17,7 +17,7 @@ from transformers import (
 from minilm import MiniGPT, ModelConfig, SelfAttention, TransformerBlock
 from minilm.errors import InputError
 from minilm.model import ACTIVATIONS, MLP, NORMALIZATIONS, normalization
-from minilm.positions import POSITIONS, alibi_slopes, rotate
+from minilm.positions import POSITIONS, alibi_slopes, rope_rotation, rotate
 
 CONFIG = ModelConfig(vocab_size=11, block_size=12, embed_dim=24, num_heads=3, num_layers=2)
 
@@ -147,7 +147,8 @@ def literal_weights(attention: SelfAttention, x: torch.Tensor) -> torch.Tensor:
         for column in range(row + 1):
             q, k = query[row, head], key[column, head]
             if config.position == "rope":
-                q, k = rotate(q[None], torch.tensor([row]))[0], rotate(k[None], torch.tensor([column]))[0]
+                q = rotate(q[None], *rope_rotation(torch.tensor([row]), config.head_dim))[0]
+                k = rotate(k[None], *rope_rotation(torch.tensor([column]), config.head_dim))[0]
             score = q @ k / math.sqrt(config.head_dim)
             if config.position == "alibi":
                 score = score - alibi_slopes(config.num_heads)[head] * (row - column)

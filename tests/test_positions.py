@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minilm.positions import alibi_bias, alibi_slopes, rotate, sinusoidal_table
+from minilm.positions import alibi_bias, alibi_slopes, rope_rotation, rotate, sinusoidal_table
 
 
 @pytest.mark.parametrize("channels", [6, 7])
@@ -21,7 +21,7 @@ def test_sinusoidal_table_equals_the_formula_cell_by_cell(channels):
 def test_rotation_equals_a_complex_product_pair_by_pair():
     x = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1))
     positions = torch.tensor([0, 3, 4, 9])
-    rotated = rotate(x, positions)
+    rotated = rotate(x, *rope_rotation(positions, x.shape[-1]))
     for batch in range(2):
         for row, position in enumerate(positions.tolist()):
             for pair in range(3):
@@ -36,7 +36,8 @@ def test_products_of_rotated_vectors_depend_on_the_distance_only():
     query, key = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(2))
 
     def score(i: int, j: int) -> float:
-        return (rotate(query, torch.tensor([i])) @ rotate(key, torch.tensor([j])).T).item()
+        turned = [rotate(x, *rope_rotation(torch.tensor([at]), 8)) for x, at in ((query, i), (key, j))]
+        return (turned[0] @ turned[1].T).item()
 
     assert score(7, 4) == pytest.approx(score(103, 100), abs=1e-4)
     assert score(7, 4) != pytest.approx(score(7, 5), abs=1e-2)
