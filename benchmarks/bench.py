@@ -22,8 +22,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from minilm import CharTokenizer, MiniGPT, ModelConfig, checkpoint
 from minilm.device import choose_precision
 from minilm.params import load_params, load_recipe
+from minilm.source import Source
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.md"
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    sections = [conditions(), speed(arguments), memory(arguments)]
+    sections = [conditions(), speed(arguments), generation(arguments), memory(arguments)]
     if arguments.shakespeare:
         sections.append(shakespeare(arguments))
     text = "# Benchmark results\n\nWritten by `make bench`.\n\n" + "\n\n".join(sections) + "\n"
@@ -99,9 +101,80 @@ def speed(arguments: argparse.Namespace) -> str:
         row = f"| {name} | {statistics.median(rates):,.0f} | {min(rates):,.0f} | {max(rates):,.0f} |"
         for yardstick in yardsticks:
             ratios = [a / b for a, b in zip(rates, found[yardstick], strict=True)]
-            row += f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+            row += f" {spread(ratios)} |"
         lines.append(row)
     return "\n".join(lines)
+
+
+def generation(arguments: argparse.Namespace) -> str:
+    """Characters a second that the default model writes, and how soon the command line's first one comes."""
+    words = ["--nanogpt", str(arguments.nanogpt)] if arguments.nanogpt else []
+    rounds = [
+        measure("generation", *words) | first_character()
+        for _ in tqdm(range(arguments.rounds), desc="generation, rounds")
+    ]
+    names = {
+        "nanogpt": "nanoGPT's `generate`",
+        "one": "`generate`",
+        "stream": "`stream`",
+        "many": "`generate_samples`, 64 texts, in total",
+    }
+    lines = [
+        "## Generation",
+        "",
+        "Characters a second of untrained default models (vocabulary 65) from a prompt of one character, "
+        f"1,000 a text, temperature 0.8; {arguments.rounds} processes, in each one after the other. Ratios "
+        "are the median of those within a process, with the least and the greatest.",
+        "",
+        "| | median | min | max | times nanoGPT's | times `generate` |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for key, name in names.items():
+        if key in rounds[0]:
+            rates = [found[key] for found in rounds]
+            row = f"| {name} | {statistics.median(rates):,.0f} | {min(rates):,.0f} | {max(rates):,.0f} |"
+            for yardstick in ("nanogpt", "one"):
+                ratios = [found[key] / found[yardstick] for found in rounds if yardstick in found]
+                row += f" {spread(ratios)} |" if ratios else " |"
+            lines.append(row)
+    first, torch_alone = ([found[key] for found in rounds] for key in ("first", "torch"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`main.py --generate` has its first character after {statistics.median(first):.2f} s; "
+            f"`import torch` alone takes {statistics.median(torch_alone):.2f} s.",
+        ]
+    )
+
+
+def first_character() -> dict[str, float]:
+    """Seconds until the command line's first character, and those that `import torch` alone takes."""
+    seconds = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shutil.copy(ROOT / "main.py", folder)  # it looks for the model beside itself
+        for name in ("minilm", "params.yaml", "recipes"):
+            (folder / name).symlink_to(ROOT / name)
+        tokenizer = CharTokenizer.from_text(
+            (ROOT / "minilm/sample_text/train.txt").read_text(encoding="utf-8")
+        )
+        source = Source("none", "none", None, {"train": 0}, "")
+        model = MiniGPT(ModelConfig(tokenizer.vocab_size))
+        checkpoint.save(folder / "models" / "minilm", model, tokenizer, {}, source, {})
+        for name, words in (("torch", ["-c", "import torch"]), ("first", ["main.py", "--generate"])):
+            start = time.perf_counter()
+            process = subprocess.Popen([sys.executable, *words], cwd=folder, stdout=subprocess.PIPE)
+            assert process.stdout
+            process.stdout.read(5)  # the prompt, which is four characters, and one more; or the end
+            seconds[name] = time.perf_counter() - start
+            process.communicate()
+    return seconds
+
+
+def spread(ratios: list[float]) -> str:
+    """The median, with the least and the greatest."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def memory(arguments: argparse.Namespace) -> str:

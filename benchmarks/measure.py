@@ -1,6 +1,7 @@
 """One measurement in a process of its own, printed as JSON: `python -m benchmarks.measure NAME`."""
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import resource
@@ -13,24 +14,28 @@ import numpy as np
 import torch
 
 from benchmarks import plain
-from minilm import MiniGPT, ModelConfig
+from minilm import CharTokenizer, MiniGPT, ModelConfig, generate, generate_samples, stream
 from minilm.batches import open_tokens
 from minilm.params import TrainParams
 from minilm.training import train
 
 VOCABULARY, BATCH, BLOCK = 65, 32, 128
+CHARACTERS = 1000  # written in a measurement of generation
 PARTS = 5
 
 
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["plain", "nanogpt", "minilm"])
+    parser.add_argument("name", choices=["plain", "nanogpt", "minilm", "generation"])
     parser.add_argument("--tokens", help="a token file instead of random tokens in memory")
     parser.add_argument("--nanogpt", type=Path, help="nanoGPT's checkout")
     parser.add_argument("--steps", type=int, default=200, help="in five parts, of which the first warms up")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of minilm")
     arguments = parser.parse_args()
+    if arguments.name == "generation":
+        print(json.dumps(generation_rates(arguments.nanogpt)))
+        return
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, 1_000_000).astype(np.uint8)
     if arguments.tokens:
         tokens = open_tokens(arguments.tokens)
@@ -81,18 +86,53 @@ def loop_rates(
     return rates
 
 
-def nanogpt_step(checkout: Path) -> Callable[[torch.Tensor, torch.Tensor], object]:
-    """A step as nanoGPT's train.py takes it on a CPU, with its model and its optimizer."""
+def generation_rates(nanogpt: Path | None) -> dict[str, float]:
+    """Characters a second that untrained default models write, one way after the other."""
+    tokenizer = CharTokenizer("".join(map(chr, range(32, 31 + VOCABULARY))))
+    model = MiniGPT(ModelConfig(VOCABULARY)).eval()
+    generate(model, tokenizer, "A", 100)
+    rates = {}
+
+    def clock(name: str, characters: int, write: Callable[[], object]) -> None:
+        start = time.perf_counter()
+        write()
+        rates[name] = characters / (time.perf_counter() - start)
+
+    if nanogpt:
+        other = nanogpt_model(nanogpt).eval()
+        prompt = torch.ones(1, 1, dtype=torch.long)
+        clock("nanogpt", CHARACTERS, lambda: other.generate(prompt, CHARACTERS, temperature=0.8))
+    clock("one", CHARACTERS, lambda: generate(model, tokenizer, "A", CHARACTERS))
+    clock("stream", CHARACTERS, lambda: list(stream(model, tokenizer, "A", CHARACTERS)))
+    clock("many", 64 * CHARACTERS, lambda: generate_samples(model, tokenizer, "A", 64, CHARACTERS))
+    return rates
+
+
+def nanogpt_model(checkout: Path) -> torch.nn.Module:
+    """The model of nanoGPT in the default shape."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    config = module.GPTConfig(
-        block_size=BLOCK, vocab_size=VOCABULARY, n_layer=2, n_head=4, n_embd=128, dropout=0.0, bias=True
-    )
-    model = module.GPT(config)
+    with contextlib.redirect_stdout(sys.stderr):
+        return module.GPT(
+            module.GPTConfig(
+                block_size=BLOCK,
+                vocab_size=VOCABULARY,
+                n_layer=2,
+                n_head=4,
+                n_embd=128,
+                dropout=0.0,
+                bias=True,
+            )
+        )
+
+
+def nanogpt_step(checkout: Path) -> Callable[[torch.Tensor, torch.Tensor], object]:
+    """A step as nanoGPT's train.py takes it on a CPU, with its model and its optimizer."""
+    model = nanogpt_model(checkout)
     optimizer = model.configure_optimizers(0.1, 3e-4, (0.9, 0.95), "cpu")
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:

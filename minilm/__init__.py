@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from minilm.checkpoint import load as load
     from minilm.corpus import load_wikitext as load_wikitext
     from minilm.generation import generate as generate
+    from minilm.generation import generate_samples as generate_samples
     from minilm.generation import stream as stream
     from minilm.model import MiniGPT as MiniGPT
     from minilm.model import ModelConfig as ModelConfig
@@ -26,6 +27,7 @@ _HOME = {
     "SelfAttention": "model",
     "TransformerBlock": "model",
     "generate": "generation",
+    "generate_samples": "generation",
     "load": "checkpoint",
     "load_wikitext": "corpus",
     "stream": "generation",

@@ -13,16 +13,16 @@ that this is paid once in half a block_size characters.
 Shapes as in model.py: B texts, T characters, C channels, H heads, D channels a head, V characters known.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minilm.model import MiniGPT, TransformerBlock
-from minilm.positions import alibi_bias, rope_rotation, rotate
+from minilm.positions import alibi_bias, alibi_slopes, rope_rotation, rotate
 
 
 class Decoder:
@@ -158,7 +158,7 @@ class Decoder:
         if self.config.position != "alibi":
             return torch.zeros(1, 1, self.config.block_size, device=self.device)
         positions = torch.arange(self.config.block_size, device=self.device)
-        bias = alibi_bias(self.model.blocks[0].attention.slopes, positions[-1:], positions)
+        bias = alibi_bias(alibi_slopes(self.config.num_heads).to(self.device), positions[-1:], positions)
         return bias.repeat(self.batch_size, 1, 1)
 
 
@@ -187,7 +187,7 @@ class _Functions:
             self.position_table = _plain(model.position_embedding.weight)
         elif model.config.position == "sinusoidal":
             self.position_table = model.position_table
-        self.layers = [_Layer(block) for block in model.blocks]
+        self.layers = [_Layer(block) for block in cast(Iterable[TransformerBlock], model.blocks)]
         self.final_norm = _norm(model.final_norm)
         self.score = partial(F.linear, weight=_plain(model.score_weight))
 
@@ -206,20 +206,20 @@ class _Layer:
 
 
 def _linear(module: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """x W + b; adding in place saves a copy of b for each row."""
-    weight, bias = _plain(module.weight).t(), module.bias
-    if bias is None:
+    """The module's function; adding the bias in place saves a copy of b for each row."""
+    weight = _plain(module.weight).t()
+    if module.bias is None:
         return partial(torch.mm, mat2=weight)
-    bias = _plain(bias)
+    bias = _plain(module.bias)
     return lambda x: torch.mm(x, weight).add_(bias)
 
 
 def _adding(module: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
     """Add the module's output for `inputs` to the residual stream `x`, in place."""
-    weight, bias = _plain(module.weight).t(), module.bias
-    if bias is None:
+    weight = _plain(module.weight).t()
+    if module.bias is None:
         return lambda x, inputs: x.addmm_(inputs, weight)
-    bias = _plain(bias)
+    bias = _plain(module.bias)
     return lambda x, inputs: x.addmm_(inputs, weight).add_(bias)
 
 

@@ -1,12 +1,11 @@
 """Writing text: predict the next character, draw one, append it, again.
 
-`generate_ids` knows ids only, and draws them for several texts at once; `generate`, `stream` and
-`generate_samples` are a layer of text above it. A text depends on its own seed and on nothing beside it, so
-it is the same whether it is streamed, alone, or one of many.
+`generate_ids` and `sample_ids` know ids only; `generate`, `stream` and `generate_samples` are a layer of text
+above them. A text depends on its own seed and on nothing beside it, so it is the same whether it is streamed,
+alone, or one of many.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +19,6 @@ from minilm.errors import InputError
 from minilm.model import MiniGPT
 from minilm.tokenizer import UNKNOWN_ID, CharTokenizer
 
-Floats = npt.NDArray[np.floating]
 # More at once are not faster: their keys and values no longer fit into a processor's cache.
 _TEXTS_AT_ONCE = 32
 # Fewer multiplications than this cost less than telling another core about them.
@@ -108,7 +106,10 @@ def stream(
         tokenizer: the model's.
         prompt: at least one character, all of them known to the tokenizer.
         max_new_tokens: characters to write at most.
-        temperature, top_k, top_p, min_p: see Sampling.
+        temperature: see Sampling.
+        top_k: see Sampling.
+        top_p: see Sampling.
+        min_p: see Sampling.
         seed: same model, arguments and seed, same text.
         stop: writing ends before this text; characters that may begin it are held back until that is clear.
 
@@ -117,8 +118,8 @@ def stream(
     """
     ids = _encode(tokenizer, prompt)
     sampling = Sampling(temperature, top_k, top_p, min_p)
-    new_ids = generate_ids(model, ids, max_new_tokens, sampling, [seed])
-    return _until(stop, prompt, (tokenizer.decode(drawn.cpu().numpy()) for drawn in _each_computed(new_ids, model)))
+    new_ids = generate_ids(model, ids, max_new_tokens, sampling, seed)
+    return _until(stop, prompt, (tokenizer.decode([new_id]) for new_id in new_ids))
 
 
 def generate_samples(
@@ -138,36 +139,59 @@ def generate_samples(
 
     The other arguments are those of `stream`.
     """
-    ids, stop_ids = _encode(tokenizer, prompt), torch.from_numpy(tokenizer.encode(stop).astype('int64')) #dev
+    if num_samples < 1:
+        raise InputError(f"num_samples: {num_samples} is less than 1")
+    ids, stop_ids = _encode(tokenizer, prompt), tokenizer.encode(stop).tolist()
     sampling = Sampling(temperature, top_k, top_p, min_p)
-
-    def write(seeds: Sequence[int]) -> list[str]:
-        columns: list[Tensor] = []
-        stopped = torch.zeros(len(seeds), dtype=torch.bool)
-        with _computing(model, len(seeds)):
-            for drawn in generate_ids(model, ids, max_new_tokens, sampling, seeds):
-                columns.append(drawn)
-                if stop and len(columns) >= len(stop):
-                    stopped |= (torch.stack(columns[-len(stop) :], dim=1) == stop_ids).all(1)
-                    if stopped.all():
-                        break
-        rows = torch.stack(columns, dim=1).cpu() if columns else torch.empty(len(seeds), 0)
-        return ["".join(_until(stop, prompt, [tokenizer.decode(row.numpy())])) for row in rows]
-
     seeds = range(seed, seed + num_samples)
-    groups = [seeds[first : first + _TEXTS_AT_ONCE] for first in range(0, num_samples, _TEXTS_AT_ONCE)]
-    return [text for group in groups for text in write(group)]
+    rows = sample_ids(model, ids, max_new_tokens, sampling, seeds, stop_ids)
+    return [prompt + tokenizer.decode(row) for row in rows]
 
 
 def generate_ids(
-    model: MiniGPT, ids: Tensor, max_new_tokens: int, sampling: Sampling, seeds: Sequence[int]
-) -> Iterator[Tensor]:
-    """Yield the ids that follow `ids`, (T,), in as many texts as there are seeds, one (B,) a character."""
-    if not len(ids):
-        raise InputError("prompt: it is empty; give at least one character to continue")
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens: {max_new_tokens} is less than 0")
-    return _draw(model, ids, max_new_tokens, sampling, seeds)
+    model: MiniGPT, ids: Tensor, max_new_tokens: int, sampling: Sampling, seed: int
+) -> Iterator[int]:
+    """Yield the ids that follow `ids`, (T,), each as soon as it is drawn.
+
+    Raises:
+        InputError: there are no ids to continue, or max_new_tokens is negative.
+    """
+    _require_sense(ids, max_new_tokens)
+    return _one_by_one(model, _draw(model, ids, max_new_tokens, sampling, [seed]))
+
+
+def sample_ids(
+    model: MiniGPT,
+    ids: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    stop_ids: Sequence[int] = (),
+) -> list[npt.NDArray[np.int64]]:
+    """What follows `ids`, (T,), in as many texts as there are seeds, each up to where `stop_ids` begin in it.
+
+    Raises:
+        InputError: as for `generate_ids`.
+    """
+    _require_sense(ids, max_new_tokens)
+    texts: list[npt.NDArray[np.int64]] = []
+    for first in range(0, len(seeds), _TEXTS_AT_ONCE):
+        group = seeds[first : first + _TEXTS_AT_ONCE]
+        columns: list[Tensor] = []  # (B,) a character
+        ends = np.full(len(group), max_new_tokens)
+        with _computing(model, len(group)):
+            for drawn in _draw(model, ids, max_new_tokens, sampling, group):
+                columns.append(drawn)
+                if stop_ids and len(columns) >= len(stop_ids):
+                    latest = torch.stack(columns[-len(stop_ids) :], dim=1).cpu().numpy()
+                    stopped = (latest == stop_ids).all(1) & (ends == max_new_tokens)
+                    ends[stopped] = len(columns) - len(stop_ids)
+                    if (ends < max_new_tokens).all():
+                        break
+        drawn_ids = [column.cpu().numpy() for column in columns]
+        rows = np.stack(drawn_ids, axis=1) if drawn_ids else np.empty((len(group), 0), np.int64)
+        texts += [row[:end] for row, end in zip(rows, ends, strict=True)]
+    return texts
 
 
 def name_characters(characters: list[str]) -> str:
@@ -202,7 +226,9 @@ def _noise(
     generators = [np.random.default_rng(seed) for seed in seeds]
     steps = max(1, 2**14 // vocabulary)  # made at once, which is quicker
     while True:
-        exponential = [generator.standard_exponential((steps, vocabulary), np.float32) for generator in generators]
+        exponential = [
+            generator.standard_exponential((steps, vocabulary), np.float32) for generator in generators
+        ]
         # A zero would be noise without end, drawn whatever the logit.
         noise = -temperature * torch.from_numpy(np.stack(exponential, axis=1)).clamp(min=1e-30).log()
         noise[..., UNKNOWN_ID] = -torch.inf  # never drawn: it stands for no text
@@ -221,14 +247,21 @@ def _computing(model: MiniGPT, texts: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _each_computed(drawn: Iterator[Tensor], model: MiniGPT) -> Iterator[Tensor]:
-    """What a text's generator gives, `_computing` only while it works, not while its user does."""
+def _one_by_one(model: MiniGPT, drawn: Iterator[Tensor]) -> Iterator[int]:
+    """The ids of one text; `_computing` only while the next is drawn, not while the caller has its turn."""
     while True:
         with _computing(model, 1):
             new = next(drawn, None)
         if new is None:
             return
-        yield new
+        yield int(new)
+
+
+def _require_sense(ids: Tensor, max_new_tokens: int) -> None:
+    if not len(ids):
+        raise InputError("prompt: it is empty; give at least one character to continue")
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens: {max_new_tokens} is less than 0")
 
 
 def _encode(tokenizer: CharTokenizer, prompt: str) -> Tensor:

@@ -181,6 +181,10 @@ class SampleParams(StageParams):
     top_p: float = Field(
         1.0, gt=0, le=1, description="choose among the likeliest that together have this probability"
     )
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="leave out characters less likely than this share of the likeliest"
+    )
+    stop: str = Field("", description="a sample ends before this text; empty for none")
     sample_seed: Int = Field(
         1337, ge=0, lt=2**32, description="seed of the first sample; the next takes the next"
     )
@@ -252,6 +256,8 @@ def allowed(key: str) -> str:
 def default_text(key: str) -> str:
     """The parameter's default as params.yaml writes it."""
     default = FIELDS[key].default
+    if default == "":
+        return '""'
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
@@ -305,7 +311,7 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
     if annotation is bool:
         return "true or false"
     if annotation is str:
-        return "text that is not empty"
+        return "text that is not empty" if metadata else "text"
     if annotation is int or annotation is float:
         bounds = {type(bound).__name__: bound for bound in metadata}
         low = f"from {bounds['Ge'].ge:,}" if "Ge" in bounds else f"above {bounds['Gt'].gt:,}"

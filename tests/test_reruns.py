@@ -21,7 +21,7 @@ CHANGES = {
     "eval_interval": "3", "eval_batches": "2", "keep": "best", "precision": "fp32", "compile": "true",
     "checkpoint_interval": "1", "sharding": "fsdp", "seed": "1", "launcher": "python3",
     "eval_context": "3", "prompt": "A", "num_samples": "2", "max_new_tokens": "5", "temperature": "1.0",
-    "top_k": "3", "top_p": "0.5", "sample_seed": "1", "device": "cpu",
+    "top_k": "3", "top_p": "0.5", "min_p": "0.1", "stop": "x", "sample_seed": "1", "device": "cpu",
 }  # fmt: skip
 # Stages that run because what they read has changed, by the first stage that runs. A change of
 # allow_fallback or holdout_fraction leaves the sample text as it is, so nothing follows on download.
