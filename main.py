@@ -109,7 +109,9 @@ def generate(overrides: dict[str, str]) -> None:
     if source.fallback_for:
         print(source, file=sys.stderr)
     model, tokenizer = load(MODEL, choose_device(params.device))
-    settings = params.model_dump(include={"prompt", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop"})
+    settings = params.model_dump(
+        include={"prompt", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop"}
+    )
     # One text is what a prompt asks for, unless more are asked for here.
     for number in range(params.num_samples if "num_samples" in overrides else 1):
         for text in stream(model, tokenizer, **settings, seed=params.sample_seed + number):

@@ -12,12 +12,12 @@ GPT-2; with rope, rmsnorm, swiglu, untied embeddings and no biases they are thos
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minilm.activations import relu
 from minilm.errors import InputError
 from minilm.positions import POSITIONS, alibi_bias, alibi_slopes, rope_rotation, rotate, sinusoidal_table
 
@@ -172,32 +172,6 @@ class SelfAttention(nn.Module):
             positions = torch.arange(time, device=like.device)
             bias = bias + alibi_bias(self.slopes, positions, positions)
         return bias.to(like.dtype)
-
-
-class ReLU(torch.autograd.Function):
-    """max(0, x) for the compiler, with a backward pass of arithmetic on what came out.
-
-    It equals F.relu, from which the compiler makes a mask and a selection: on a CPU code that costs almost
-    as much as the rest of a training step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """The activation, of any shape."""
-        positive = F.relu(x)
-        ctx.save_for_backward(positive)
-        return positive
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """The gradient where the output is positive, else 0."""
-        (positive,) = ctx.saved_tensors
-        return gradient * positive.sign()
-
-
-def relu(x: Tensor) -> Tensor:
-    """max(0, x), of any shape."""
-    return ReLU.apply(x) if torch.compiler.is_compiling() else F.relu(x)
 
 
 class MLP(nn.Module):

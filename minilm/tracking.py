@@ -81,7 +81,7 @@ class Notebook:
 
         The run must be the active one.
         """
-        example = {"max_new_tokens": 8, "temperature": 0.8, "seed": 0}
+        example: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0.8, "seed": 0}
         example |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop": ""}
         library = Path(__file__).parent
 

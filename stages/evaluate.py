@@ -1,4 +1,4 @@
-"""evaluate: models/minilm and the texts -> what the model is worth, in figures, pictures and pages in reports/."""
+"""evaluate: models/minilm and the texts -> in reports/ what it is worth, in figures, pictures and pages."""
 
 import csv
 import json
@@ -111,13 +111,13 @@ def surprisal_page(
     found = surprisals(model, test, context, first, SHOWN)
     return pages.surprisal_page(
         tokenizer.decode(test[first : first + SHOWN]),
-        found.bits,
+        found.bits.tolist(),
         [
             list(zip(tokenizer.decode(ids), chances.tolist(), strict=True))
             for ids, chances in zip(found.candidates, found.probabilities, strict=True)
         ],
-        f"{model.num_parameters:,} parameters, on characters {first:,} to {first + len(found.bits) - 1:,} of the "
-        f"test text of {card.data.dataset}",
+        f"{model.num_parameters:,} parameters, on characters {first:,} to {first + len(found.bits) - 1:,} "
+        f"of the test text of {card.data.dataset}",
     )
 
 
@@ -127,8 +127,8 @@ def params_of(card: ModelCard, params: Params) -> dict[str, Any]:
     Those of download and encode have done their work when this stage runs; where a change of them changes
     nothing that it reads, it need not run again.
     """
-    parts = (params.download.model_dump(), params.encode.model_dump(), card.params, params.evaluate.model_dump())
-    return {key: value for part in parts for key, value in part.items()}
+    upstream = params.download.model_dump() | params.encode.model_dump()
+    return upstream | card.params | params.evaluate.model_dump()
 
 
 if __name__ == "__main__":

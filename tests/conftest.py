@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -170,3 +171,41 @@ def fresh(project):
         (project.folder / name).unlink(missing_ok=True)
     project._git("checkout", "--quiet", "--force", "HEAD")
     project.dvc("checkout", "--force", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        message = "these tests need Chromium: apt-get install chromium"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a file in a tab, whose `problems` are console errors and requests to anywhere but to files."""
+    tabs = []
+
+    def open_page(path: Path, scheme="light", width=1200):
+        tab = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+        tabs.append(tab)
+        tab.problems = []
+        tab.on("console", lambda message: tab.problems.append(message.text))
+        tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+        tab.on(
+            "request",
+            lambda request: request.url.startswith(("file:", "data:")) or tab.problems.append(request.url),
+        )
+        tab.goto(path.as_uri())
+        return tab
+
+    yield open_page
+    for tab in tabs:
+        tab.close()

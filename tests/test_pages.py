@@ -1,9 +1,7 @@
 """The pages, in a real browser: what they show, that nothing in a text runs, that they can be read."""
 
 import math
-import os
 import shlex
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,43 +26,15 @@ class Kind(NamedTuple):
     share: float
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium without a window."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        message = "these tests need Chromium: apt-get install chromium"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def show(browser, tmp_path):
-    """Opens HTML in a tab, whose `problems` are console errors and requests to anywhere but to files."""
-    tabs = []
+def show(open_page, tmp_path):
+    """Opens HTML in a tab."""
 
     def show(html: str, scheme="light", width=1200):
         (tmp_path / "page.html").write_text(html, encoding="utf-8")
-        tab = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
-        tabs.append(tab)
-        tab.problems = []
-        tab.on("console", lambda message: tab.problems.append(message.text))
-        tab.on("pageerror", lambda error: tab.problems.append(str(error)))
-        tab.on(
-            "request",
-            lambda request: request.url.startswith(("file:", "data:")) or tab.problems.append(request.url),
-        )
-        tab.goto((tmp_path / "page.html").as_uri())
-        return tab
+        return open_page(tmp_path / "page.html", scheme, width)
 
-    yield show
-    for tab in tabs:
-        tab.close()
+    return show
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The real `dvc repro` in a clone with tiny parameters."""
 
 import json
+import sys
 
 import mlflow
 import pytest
@@ -37,7 +38,11 @@ def test_without_network_it_trains_on_the_sample_and_says_so_in_every_stage(proj
         "test_perplexity",
         "test_word_perplexity",
         "test_accuracy",
+        "test_top5_accuracy",
+        "test_calibration_error",
         "unknown_char_rate",
+        "unigram_loss",
+        "ngram_loss",
     }
     assert project.read("reports/loss.csv").splitlines()[0] == "step,train_loss,val_loss,learning_rate"
     assert project._git("status", "--porcelain") == ""
@@ -59,11 +64,48 @@ def test_its_notebook_row_has_everything_and_the_model_loads(project):
     for metric in ("train_loss", "val_loss", "learning_rate", "tokens_per_second"):
         assert [m.step for m in client.get_metric_history(run.info.run_id, metric)] == [2, 4]
     stored = {file.path for file in client.list_artifacts(run.info.run_id, "reports")}
-    assert stored == {f"reports/{name}" for name in ("train.json", "loss.csv", "metrics.json", "samples.txt")}
+    assert stored == {f"reports/{path.name}" for path in (project.folder / "reports").glob("[!.]*")}
     (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     loaded = mlflow.pyfunc.load_model(model.artifact_location)
     (text,) = loaded.predict(["The "], params={"max_new_tokens": 5, "temperature": 0.0})
     assert text == project.main("--generate", "--temperature", "0", "--max_new_tokens", "5").splitlines()[-2]
+
+
+def test_the_pages_show_the_run_in_a_browser(project, open_page):
+    tab = open_page(project.folder / "reports" / "report.html")
+    metrics = json.loads(project.read("reports/metrics.json"))
+    text = tab.inner_text("body")
+    assert f"{metrics['test_bits_per_char']:.3f}" in text
+    assert f"{metrics['ngram_loss']:.3f}" in text
+    assert "BUNDLED SAMPLE TEXT" in text
+    assert "-S embed_dim=16" in text
+    sample = project.read("reports/samples.txt").split("---\n")[1].splitlines()[0]
+    assert sample in text
+    assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 300)")
+    tab.click("text=Surprise, character by character")
+    assert "Mean surprise" in tab.inner_text("body")
+    assert tab.problems == []
+
+
+def test_dvc_plots_work_without_network(project, open_page):
+    project.dvc("plots", "diff", "HEAD")
+    tab = open_page(project.folder / "dvc_plots" / "index.html")
+    pictures = {path.stem for path in (project.folder / "reports").glob("*.png")}
+    assert len(pictures) == 5
+    shown = tab.evaluate("[...document.images].filter(i => i.naturalWidth > 300).map(i => i.src)")
+    assert all(any(f"reports_{name}.png" in source for source in shown) for name in pictures)
+    assert "need the network" in tab.inner_text("body")
+    assert not any("vegaEmbed" in problem for problem in tab.problems)
+
+
+def test_the_command_line_imports_nothing_heavy_but_torch(project):
+    code = (
+        "import runpy, sys; sys.argv[1:] = ['--generate', '--max_new_tokens', '1']; "
+        "runpy.run_path('main.py', run_name='__main__'); print(*sys.modules)"
+    )
+    modules = set(project.run(sys.executable, "-c", code).stdout.splitlines()[-1].split())
+    assert "torch" in modules
+    assert not modules & {"mlflow", "datasets", "dvc", "matplotlib", "jinja2", "pandas", "requests"}
 
 
 def test_nothing_changed_nothing_runs(project):
