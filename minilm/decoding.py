@@ -44,6 +44,7 @@ class Decoder:
         shape = (2, batch_size * self.config.num_heads, self.capacity, self.config.head_dim)
         self.caches = [torch.empty(shape, device=self.device) for _ in model.blocks]
         self.views: list[list[_View] | None] = [None] * self.capacity  # for a character at each place
+        self.scale = self.config.head_dim**-0.5
         self.length = 0  # characters in the cache
         self.dropped = 0  # characters that slid out of it
         self.recent: list[Tensor] = []  # ids, (B,) each, of what a window is filled again from
@@ -81,7 +82,7 @@ class Decoder:
             if layer is functions.layers[-1]:
                 # Only the last character's output is wanted here, which takes the keys and values of all.
                 x = x.view(batch, self.length, -1)[:, -1]
-                mixed = _gather(qkv[0, :, :, -1].reshape(-1, 1, self.config.head_dim), view)
+                mixed = _gather(qkv[0, :, :, -1].reshape(-1, 1, self.config.head_dim), view, self.scale)
             else:
                 mixed = layer.mix(*qkv)
             layer.add_projection(x, mixed.view(x.shape))
@@ -107,7 +108,7 @@ class Decoder:
             qkv = layer.qkv(layer.attention_norm(x)).view(batch, 3, heads, channels).transpose(0, 1)
             qkv = self._positioned(qkv, layer, place)
             view.slot.copy_(qkv[1:])
-            mixed = _gather(qkv[0].reshape(batch * heads, 1, channels), view)
+            mixed = _gather(qkv[0].reshape(batch * heads, 1, channels), view, self.scale)
             layer.add_projection(x, mixed.view(batch, config.embed_dim))
             layer.add_contraction(x, layer.activate(layer.expand(layer.mlp_norm(x))))
         return self.model.cap(functions.score(functions.final_norm(x)))
@@ -162,9 +163,9 @@ class Decoder:
         return bias.repeat(self.batch_size, 1, 1)
 
 
-def _gather(query: Tensor, view: "_View") -> Tensor:
+def _gather(query: Tensor, view: "_View", scale: float) -> Tensor:
     """What a character takes from all of its window: (B H, 1, D) -> (B H, 1, D)."""
-    scores = torch.baddbmm(view.bias, query, view.keys, alpha=query.shape[-1] ** -0.5)
+    scores = torch.baddbmm(view.bias, query, view.keys, alpha=scale)
     return torch.bmm(scores.softmax(-1), view.values)
 
 

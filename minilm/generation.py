@@ -119,7 +119,8 @@ def stream(
     ids = _encode(tokenizer, prompt)
     sampling = Sampling(temperature, top_k, top_p, min_p)
     new_ids = generate_ids(model, ids, max_new_tokens, sampling, seed)
-    return _until(stop, prompt, (tokenizer.decode([new_id]) for new_id in new_ids))
+    alphabet = tokenizer.decode(range(tokenizer.vocab_size))
+    return _until(stop, prompt, (alphabet[new_id] for new_id in new_ids))
 
 
 def generate_samples(
@@ -157,7 +158,7 @@ def generate_ids(
         InputError: there are no ids to continue, or max_new_tokens is negative.
     """
     _require_sense(ids, max_new_tokens)
-    return _one_by_one(model, _draw(model, ids, max_new_tokens, sampling, [seed]))
+    return _one_by_one(_draw(model, ids, max_new_tokens, sampling, [seed]), _threads_for(model, 1))
 
 
 def sample_ids(
@@ -179,7 +180,7 @@ def sample_ids(
         group = seeds[first : first + _TEXTS_AT_ONCE]
         columns: list[Tensor] = []  # (B,) a character
         ends = np.full(len(group), max_new_tokens)
-        with _computing(model, len(group)):
+        with _computing(_threads_for(model, len(group))):
             for drawn in _draw(model, ids, max_new_tokens, sampling, group):
                 columns.append(drawn)
                 if stop_ids and len(columns) >= len(stop_ids):
@@ -188,8 +189,7 @@ def sample_ids(
                     ends[stopped] = len(columns) - len(stop_ids)
                     if (ends < max_new_tokens).all():
                         break
-        drawn_ids = [column.cpu().numpy() for column in columns]
-        rows = np.stack(drawn_ids, axis=1) if drawn_ids else np.empty((len(group), 0), np.int64)
+        rows = torch.stack(columns, dim=1).cpu().numpy() if columns else np.empty((len(group), 0), np.int64)
         texts += [row[:end] for row, end in zip(rows, ends, strict=True)]
     return texts
 
@@ -235,22 +235,27 @@ def _noise(
         yield from noise.to(device)
 
 
+def _threads_for(model: MiniGPT, texts: int) -> int:
+    """As many threads as so many texts of this model are worth, at most those that torch would take."""
+    return min(max(1, model.num_parameters * texts // _WORK_FOR_A_THREAD), torch.get_num_threads())
+
+
 @contextmanager
-def _computing(model: MiniGPT, texts: int) -> Iterator[None]:
-    """Without gradients, and with as many threads as that many texts of this model are worth."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(min(max(1, model.num_parameters * texts // _WORK_FOR_A_THREAD), threads))
+def _computing(threads: int) -> Iterator[None]:
+    """Without gradients and with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
-def _one_by_one(model: MiniGPT, drawn: Iterator[Tensor]) -> Iterator[int]:
+def _one_by_one(drawn: Iterator[Tensor], threads: int) -> Iterator[int]:
     """The ids of one text; `_computing` only while the next is drawn, not while the caller has its turn."""
     while True:
-        with _computing(model, 1):
+        with _computing(threads):
             new = next(drawn, None)
         if new is None:
             return
