@@ -31,7 +31,7 @@ class Decoder:
     To be made and used in torch.inference_mode().
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, in float32.
         batch_size: texts at once.
     """
 

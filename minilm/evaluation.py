@@ -22,6 +22,7 @@ KINDS = ("letter", "digit", "space", "punctuation", "other")
 CONFIDENCE_BINS = 15
 _NEAR = 5  # how many of the likeliest characters top5_accuracy looks at
 _WINDOWS_AT_ONCE = 64
+_LOGITS_AT_ONCE = 1 << 24  # fewer windows where the vocabulary or the window is large; 64 MB in float32
 
 Floats = npt.NDArray[np.floating]
 
@@ -100,7 +101,7 @@ def evaluate(
         tokenizer: knows which ids are letters, white space and so on.
         tokens: (tokens,), at least 2.
         context: less than block_size; None is half of block_size. More is fairer to the model and slower.
-        batch_size: windows at once; the result does not depend on it but for rounding.
+        batch_size: windows at once at most; the result does not depend on it but for rounding.
         precision: of the matrix products, float32 or bfloat16; what comes after the logits is in float32,
             and sums are in float64.
 
@@ -239,6 +240,8 @@ def _predictions(
         raise InputError("the test text needs at least 2 characters")
     context = _require_context(model, context)
     device = model.token_embedding.weight.device
+    logits_of_window = model.config.block_size * model.config.vocab_size
+    batch_size = max(1, min(batch_size, _LOGITS_AT_ONCE // logits_of_window))
     for batch in scoring_batches(tokens, model.config.block_size, context, batch_size):
         inputs, targets, scored = (torch.from_numpy(part).to(device) for part in batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):

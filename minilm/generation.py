@@ -2,7 +2,7 @@
 
 `generate_ids` and `sample_ids` know ids only; `generate`, `stream` and `generate_samples` are a layer of text
 above them. A text depends on its own seed and on nothing beside it, so it is the same whether it is streamed,
-alone, or one of many.
+alone, or one of many (but for the rounding of products of differently many rows).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +47,8 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+        fits = 0 <= self.temperature < np.inf and self.top_k >= 0 and 0 < self.top_p <= 1
+        if not (fits and 0 <= self.min_p <= 1):
             raise InputError(
                 "temperature and top_k must be at least 0, top_p above 0 to 1 and min_p from 0 to 1, "
                 f"not {self.temperature}, {self.top_k}, {self.top_p} and {self.min_p}"
@@ -102,7 +103,7 @@ def stream(
     """Yield the prompt, then each new character as soon as it is drawn.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, in float32.
         tokenizer: the model's.
         prompt: at least one character, all of them known to the tokenizer.
         max_new_tokens: characters to write at most.
@@ -155,9 +156,9 @@ def generate_ids(
     """Yield the ids that follow `ids`, (T,), each as soon as it is drawn.
 
     Raises:
-        InputError: there are no ids to continue, or max_new_tokens is negative.
+        InputError: there are no ids to continue, or max_new_tokens or a seed is negative.
     """
-    _require_sense(ids, max_new_tokens)
+    _require_sense(ids, max_new_tokens, [seed])
     return _one_by_one(_draw(model, ids, max_new_tokens, sampling, [seed]), _threads_for(model, 1))
 
 
@@ -174,7 +175,7 @@ def sample_ids(
     Raises:
         InputError: as for `generate_ids`.
     """
-    _require_sense(ids, max_new_tokens)
+    _require_sense(ids, max_new_tokens, seeds)
     texts: list[npt.NDArray[np.int64]] = []
     for first in range(0, len(seeds), _TEXTS_AT_ONCE):
         group = seeds[first : first + _TEXTS_AT_ONCE]
@@ -262,11 +263,13 @@ def _one_by_one(drawn: Iterator[Tensor], threads: int) -> Iterator[int]:
         yield int(new)
 
 
-def _require_sense(ids: Tensor, max_new_tokens: int) -> None:
+def _require_sense(ids: Tensor, max_new_tokens: int, seeds: Sequence[int]) -> None:
     if not len(ids):
         raise InputError("prompt: it is empty; give at least one character to continue")
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens: {max_new_tokens} is less than 0")
+    if min(seeds, default=0) < 0:
+        raise InputError(f"seed: {min(seeds)} is less than 0")
 
 
 def _encode(tokenizer: CharTokenizer, prompt: str) -> Tensor:

@@ -230,7 +230,7 @@ def visible(character: str) -> str:
     if not character.isprintable():
         return f"U+{ord(character):04X}"
     # A combining character needs something to stand on.
-    return "\N{DOTTED CIRCLE}" + character if unicodedata.combining(character[0]) else character
+    return "\N{DOTTED CIRCLE}" + character if unicodedata.category(character[0]).startswith("M") else character
 
 
 def _verdict(loss: float, baselines: Mapping[str, float]) -> str:
@@ -256,7 +256,7 @@ def _hydra(value: Any) -> str:
     if not isinstance(value, str):
         return str(value).lower() if isinstance(value, bool) else str(value)
     other_types = ("true", "false", "null", "nan", "inf")
-    if re.fullmatch(r"[A-Za-z_./][\w./:-]*", value, re.ASCII) and value.lower() not in other_types:
+    if re.fullmatch(r"[A-Za-z_/][\w./:-]*", value, re.ASCII) and value.lower() not in other_types:
         return value
     # A backslash escapes a quote, or itself where a quote or the end follows.
     escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + ('\\"' if match[2] else ""), value)
@@ -268,6 +268,12 @@ def _number(value: float) -> str:
     if isinstance(value, int) or 1000 <= abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.2e}"
+
+
+def _perplexity(loss: float) -> str:
+    """E to the loss, also of a model that has diverged, where that is more than a float can hold."""
+    perplexity = math.exp(min(loss, 700))
+    return f"{perplexity:.2f}" if perplexity < 1000 else _number(perplexity)
 
 
 def _percent(share: float) -> str:
@@ -298,5 +304,5 @@ _templates = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_templates.filters |= {"number": _number, "percent": _percent, "setting": _setting}
-_templates.globals |= {"LN2": math.log(2), "E": math.e}
+_templates.filters |= {"number": _number, "percent": _percent, "perplexity": _perplexity, "setting": _setting}
+_templates.globals["LN2"] = math.log(2)

@@ -122,8 +122,12 @@ def test_what_cannot_be_continued(tiny_model):
             write(*tiny_model, "")
         with pytest.raises(InputError, match="max_new_tokens: -1 is less than 0"):
             write(*tiny_model, PROMPT, max_new_tokens=-1)
+        with pytest.raises(InputError, match="seed: -1 is less than 0"):
+            write(*tiny_model, PROMPT, seed=-1)
         for bad in (
             {"temperature": -1},
+            {"temperature": float("nan")},
+            {"temperature": float("inf")},
             {"top_k": -1},
             {"top_p": 0},
             {"top_p": 1.1},

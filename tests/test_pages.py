@@ -63,7 +63,7 @@ def report(picture, *, fallback_for=None, dataset="wikitext-2", loss=2.5, **chan
         metrics={
             "test_loss": loss,
             "test_bits_per_char": loss / math.log(2),
-            "test_perplexity": math.exp(loss),
+            "test_perplexity": math.exp(min(loss, 700)),
             "test_word_perplexity": 1.7e308,
             "test_accuracy": 0.287,
             "unknown_char_rate": 0.00001,
@@ -304,6 +304,10 @@ class TestReport:
             for scheme in SCHEMES
         ]
         assert backgrounds == ["rgb(252, 252, 250)", "rgb(21, 23, 26)"]
+
+
+def test_a_diverged_model_has_a_page_too(picture):
+    assert "1.01e+304" in report(picture, loss=900.0)
 
 
 @pytest.mark.parametrize(
