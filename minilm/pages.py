@@ -230,7 +230,7 @@ def visible(character: str) -> str:
     if not character.isprintable():
         return f"U+{ord(character):04X}"
     # A combining character needs something to stand on.
-    return "\N{DOTTED CIRCLE}" + character if unicodedata.category(character[0]).startswith("M") else character
+    return "\N{DOTTED CIRCLE}" + character if unicodedata.category(character[0])[0] == "M" else character
 
 
 def _verdict(loss: float, baselines: Mapping[str, float]) -> str:
