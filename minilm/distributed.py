@@ -6,9 +6,11 @@ torchrun starts them and says in the environment which one each is ("PyTorch Dis
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -81,6 +83,7 @@ def join_workers(device_name: str) -> Iterator[Workers]:
     device = choose_device(device_name, int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    signal.signal(signal.SIGTERM, _end)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Workers(device, dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
@@ -88,7 +91,7 @@ def join_workers(device_name: str) -> Iterator[Workers]:
         # gloo has no class of its own for its errors, and names its source file instead.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        # torchrun now ends the processes that are left; this one first says why.
+        # torchrun now ends the processes that are left; this one first says why. (Until here `_end` waited.)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         reason = str(error).strip().split("\n")[0]
         raise InputError(
@@ -97,6 +100,13 @@ def join_workers(device_name: str) -> Iterator[Workers]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End this process as the signal would, unless an error is on its way up, which has yet to be told."""
+    if sys.exception() is None:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def parallelise(model: MiniGPT, sharding: str, workers: Workers) -> nn.Module:

@@ -2,13 +2,15 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 
 import psutil
 import pytest
-from conftest import stages_run
+from conftest import ROOT, stages_run
 from safetensors.torch import load_file
 
 TORCHRUN = "torchrun --standalone --nproc-per-node 2"
@@ -93,6 +95,29 @@ def test_a_lost_process_ends_the_stage_and_the_next_run_goes_on(alone, sharding)
     alone.set(sharding="none", checkpoint_interval="60")
     assert re.search(r"going on from the state after step \d+ of 40", output)
     assert_same_training(alone)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        # The signal that torchrun sends for a lost process comes while the error unwinds.
+        (
+            "    try:\n        raise RuntimeError('gloo')\n    finally:\n        stop()",
+            "connection to another process",
+        ),
+        ("    stop()", "Signal 15 (SIGTERM)"),
+    ],
+)
+def test_sigterm_waits_for_an_error_on_its_way_only(body, said, tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import os, signal\nfrom minilm.distributed import join_workers\n"
+        "stop = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"with join_workers('cpu'):\n{body}\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    command += [str(tmp_path / "script.py")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert said in subprocess.run(command, env=env, capture_output=True, text=True).stderr
 
 
 def test_told_to_stop_three_processes_go_on_to_the_same_bytes(alone):
