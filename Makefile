@@ -6,7 +6,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test lint ui bench
+.PHONY: repro test lint ui champion bench
 
 repro: .venv/installed
 	dvc repro
@@ -22,6 +22,10 @@ lint: .venv/installed
 # MLflow's page with one worker and no job runner: a quarter of the memory and of the start-up time.
 ui: .venv/installed
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1
+
+# The best model on the champion's text becomes `models:/minilm@champion` in MLflow's registry.
+champion: .venv/installed
+	python -m minilm.champion
 
 # To compare with nanoGPT and on Tiny Shakespeare: make bench NANOGPT=path/to/checkout SHAKESPEARE=input.txt
 bench: .venv/installed

@@ -10,30 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from filelock import FileLock
-
-# These are read when mlflow is imported: no telemetry, no lines about tables being made, and a server
-# that does not answer is given up after seconds instead of minutes.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-import mlflow
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-
 from minilm.checkpoint import TOKENIZER, read_card
+from minilm.packaging import copy_code, log_model
 from minilm.source import Source
+from minilm.store import MlflowClient, mlflow, open_store
 from minilm.tokenizer import CharTokenizer
 
-EXPERIMENT = "minilm"
 MODEL_TAG = "model_sha256"
-_SERVED_PACKAGES = ("mlflow", "numpy", "safetensors", "torch")
 
 
 class Notebook:
@@ -50,7 +37,7 @@ class Notebook:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Add points to the curves of these names."""
         now = int(time.time() * 1000)
-        points = [Metric(key, value, now, step) for key, value in metrics.items()]
+        points = [mlflow.entities.Metric(key, value, now, step) for key, value in metrics.items()]
         self._write(lambda client, run_id: client.log_batch(run_id, metrics=points))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -59,9 +46,11 @@ class Notebook:
         def write(client: MlflowClient, run_id: str) -> None:
             noted = client.get_run(run_id).data.params
             texts = {key: str(value) for key, value in params.items()}
-            new = [Param(key, text) for key, text in texts.items() if key not in noted]
+            new = [mlflow.entities.Param(key, text) for key, text in texts.items() if key not in noted]
             changed = [
-                RunTag(f"latest.{key}", text) for key, text in texts.items() if noted.get(key, text) != text
+                mlflow.entities.RunTag(f"latest.{key}", text)
+                for key, text in texts.items()
+                if noted.get(key, text) != text
             ]
             client.log_batch(run_id, params=new, tags=changed)
 
@@ -77,24 +66,13 @@ class Notebook:
         self._write(write)
 
     def log_model(self, folder: str | Path) -> None:
-        """Store the model folder as an MLflow model that loads and serves, and tag the run with its digest.
-
-        The run must be the active one.
-        """
-        example: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0.8, "seed": 0}
-        example |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop": ""}
-        library = Path(__file__).parent
+        """Store the model folder as an MLflow model that serves, and tag the run with its digest."""
 
         def write(client: MlflowClient, run_id: str) -> None:
             client.set_tag(run_id, MODEL_TAG, read_card(folder).model_sha256)
-            mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(library / "serving.py"),
-                artifacts={"folder": str(folder)},
-                code_paths=[str(library)],
-                pip_requirements=[f"{package}=={version(package)}" for package in _SERVED_PACKAGES],
-                input_example=([_known_letter(Path(folder))], example),
-            )
+            with TemporaryDirectory() as code:
+                copy_code(Path(code))
+                log_model(run_id, Path(folder), Path(code), _known_letter(Path(folder)))
 
         self._write(write)
 
@@ -119,7 +97,7 @@ def new_run(root: Path, tags: Mapping[str, str]) -> Iterator[Notebook]:
     """
     origin = _code_and_experiment()
     try:
-        _, experiment_id = _open_store(root)
+        _, experiment_id = open_store(root)
         run = mlflow.start_run(
             experiment_id=experiment_id, run_name=origin.get("dvc_experiment"), tags={**origin, **tags}
         )
@@ -140,7 +118,7 @@ def run_of(root: Path, folder: str | Path) -> Iterator[Notebook]:
     """
     card = read_card(folder)
     try:
-        client, experiment_id = _open_store(root)
+        client, experiment_id = open_store(root)
         known = client.search_runs(
             [experiment_id],
             f"tags.{MODEL_TAG} = '{card.model_sha256}'",
@@ -167,21 +145,6 @@ def data_tags(data: Source) -> dict[str, str]:
         "data_sha256": data.sha256,
         "is_sample_text": str(data.origin == "sample").lower(),
     }
-
-
-def _open_store(root: Path) -> tuple[MlflowClient, str]:
-    """The store, ready for use, and the experiment's id."""
-    own_store = "MLFLOW_TRACKING_URI" not in os.environ
-    # Two processes that make mlflow.db at once destroy it.
-    with FileLock(root / "mlflow.db.lock"):
-        if own_store:
-            mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
-        client = MlflowClient()
-        if experiment := client.get_experiment_by_name(EXPERIMENT):
-            return client, experiment.experiment_id
-        # In a queued experiment the working folder is temporary; the artifacts must outlive it.
-        artifacts = (root / "mlruns").as_uri() if own_store else None
-        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
 
 
 def _code_and_experiment() -> dict[str, str]:
