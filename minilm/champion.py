@@ -7,7 +7,6 @@ python -m minilm.champion RUN_ID     that row only
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -17,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
+from minilm.archive import CONFIG, read_config
 from minilm.errors import InputError
+from minilm.versions import MODEL
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,8 +94,10 @@ def move_champion(root: Path, run_id: str | None = None, new_text: bool = False)
         chosen = _row(client, experiment_id, run_id) if run_id else None
         if champion and not new_text:
             text = champion.text
+        elif chosen:
+            text = chosen.data.tags["data_sha256"]
         else:
-            text = chosen.data.tags["data_sha256"] if chosen else _text_of_model(root)
+            text = read_config(root / MODEL / CONFIG)["data"]["sha256"]
         on_text = f"on the text {text[:12]}"
         if chosen and chosen.data.tags["data_sha256"] != text:
             raise InputError(
@@ -200,19 +203,6 @@ def _version(client: "MlflowClient", run: "Run") -> str:
     return client.create_model_version(
         NAME, f"models:/{model_id}", run.info.run_id, tags, model_id=model_id
     ).version
-
-
-def _text_of_model(root: Path) -> str:
-    """The digest of the text that models/minilm was trained on."""
-    config = root / "models" / "minilm" / "config.json"
-    try:
-        return json.loads(config.read_text(encoding="utf-8"))["data"]["sha256"]
-    except FileNotFoundError:
-        raise InputError(
-            f"{config}: no such file, and only it could say which text is meant; name a row by its run id"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{config}: damaged: {error!r}") from None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from minilm.checkpoint import ModelCard
+from minilm.errors import InputError
 from minilm.pages import MEANINGS
+from minilm.rows import NoNotebookError, Rows
 from minilm.source import Source
 from minilm.stock import Architecture
 from minilm.tokenizer import CharTokenizer
@@ -62,31 +64,16 @@ def find_metrics(model_sha256: str) -> dict[str, float]:
     Args:
         model_sha256: digest of the model's weights, by which its row is tagged.
     """
-    database = Path(os.environ.get("DVC_ROOT", ".")).absolute() / "mlflow.db"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
-    # SQLite would make a database that is missing.
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        return {}
-
-    from minilm.store import EXPERIMENT, MlflowClient
-
+    root = Path(os.environ.get("DVC_ROOT", ".")).absolute()
     try:
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            return {}
-        rows = client.search_runs(
-            [experiment.experiment_id],
-            f"tags.model_sha256 = '{model_sha256}'",
-            order_by=["start_time DESC"],
-        )
-    except Exception as error:
-        # A card without metrics is better than none, whatever ails the store.
-        reason = (str(error).strip() or repr(error)).split("\n")[0]
-        print(f"WARNING: MLflow could not be read, the card has no metrics: {reason}", file=sys.stderr)
+        rows = Rows(root).all(f"tags.model_sha256 = '{model_sha256}'")
+        found = next((row.data.metrics for row in rows if "test_loss" in row.data.metrics), {})
+    except NoNotebookError:
         return {}
-    evaluated = (row.data.metrics for row in rows if "test_loss" in row.data.metrics)
-    found = next(evaluated, {})
+    except InputError as error:
+        # A card without metrics is better than none, whatever ails the store.
+        print(f"WARNING: MLflow could not be read, the card has no metrics: {error}", file=sys.stderr)
+        return {}
     return {key: found[key] for key in MEANINGS if key in found}
 
 

@@ -5,7 +5,6 @@ the work goes on.
 """
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from minilm.packaging import copy_code, log_model
 from minilm.source import Source
 from minilm.store import MlflowClient, mlflow, open_store
 from minilm.tokenizer import CharTokenizer
+from minilm.versions import CODE, git
 
 MODEL_TAG = "model_sha256"
 
@@ -152,23 +152,15 @@ def _code_and_experiment() -> dict[str, str]:
     tags = {
         "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": git(Path.cwd(), "rev-parse", "HEAD"),
     }
     # What an experiment changes in params.yaml and dvc.lock is told by the row's params; this is of the code.
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "dvc.yaml")
+    changes = git(Path.cwd(), "status", "--porcelain", "--untracked-files=no", "--", *CODE)
     if changes is not None:
         tags["git_dirty"] = str(bool(changes)).lower()
     if name := tags["dvc_experiment"]:
         tags["mlflow.note.content"] = f"Bring this experiment back into the workspace: `dvc exp apply {name}`"
     return {key: value for key, value in tags.items() if value is not None}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
 
 
 def _known_letter(folder: Path) -> str:

@@ -153,6 +153,28 @@ def tiny_model():
     return MiniGPT(config, seed=3).eval(), tokenizer
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A store whose tables have been made, which takes seconds."""
+    from minilm.store import open_store
+
+    root = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.delenv("MLFLOW_TRACKING_URI")
+        open_store(root)
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A current folder without a notebook."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="module")
 def project(make_project):
     """A project whose pipeline has run on the bundled sample, for want of a Hub."""

@@ -21,6 +21,7 @@ NOT_A_DEPENDENCY = {
     "minilm/params.py": "its values are tracked key by key",
     "minilm/store.py": "only reports",
     "minilm/tracking.py": "only reports",
+    "minilm/versions.py": "only reads what git and DVC know of a model",
     "stages/__init__.py": "only starts the stage and shows its errors",
 }
 LOADED = """

@@ -41,17 +41,9 @@ def architecture(position, activation, normalization, qk_norm, biases) -> str | 
     return None
 
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 MAPPED = [shape for shape in SHAPES if architecture(**shape)]
 UNMAPPED = [shape for shape in SHAPES if not architecture(**shape)]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """A current folder without a notebook."""
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")

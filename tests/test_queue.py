@@ -1,35 +1,48 @@
-"""Queued and temporary experiments by several workers at once."""
+"""Queued and temporary experiments by several workers at once, and what is said of them afterwards."""
 
 import csv
+import re
+import sys
 import time
 from pathlib import Path
 
 import mlflow
 import pytest
+from conftest import stages_run
+
+from minilm.best import about_the_best, rank
+from minilm.files import sha256_of
+from minilm.lineage import find_lineage
+from minilm.lineage_text import text_of
+from minilm.params import load_params
 
 
 @pytest.fixture(scope="module")
 def queued(make_project):
-    """Two queued experiments by two workers, from a state without mlflow.db, then a temporary one."""
+    """Three queued experiments by two workers, from a state without mlflow.db, then a temporary one.
+
+    One of the three fails: its number of heads does not divide the width.
+    """
     project = make_project()
     project.dvc("repro")
     project.commit()
     for file in project.folder.glob("mlflow.db*"):
         file.unlink()
+    project.dvc("exp", "run", "--queue", "--name", "broken", "-S", "num_heads=3")
     project.dvc("exp", "run", "--queue", "-S", "embed_dim=8,32")
     project.dvc("queue", "start", "--jobs", "2")
     deadline = time.monotonic() + 240
     # The workers are DVC's own background processes; asking is the only way to know of their end.
-    while (status := project.dvc("queue", "status")).count("Success") < 2:
-        assert "Failed" not in status, status
+    while len(re.findall("Success|Failed", status := project.dvc("queue", "status"))) < 3:
         assert time.monotonic() < deadline, status
         time.sleep(1)
+    assert re.search(r"broken .* Failed\b", status)
     project.dvc("exp", "run", "--temp", "-S", "embed_dim=24")
     return project
 
 
 def test_all_are_in_the_main_workspaces_notebook(queued):
-    runs = {run.data.params["embed_dim"]: run for run in queued.mlflow_runs()}
+    runs = {run.data.params["embed_dim"]: run for run in queued.mlflow_runs() if run.info.status != "FAILED"}
     assert runs.keys() == {"8", "32", "24"}
     client = queued.client()
     for run in runs.values():
@@ -46,6 +59,52 @@ def test_all_are_in_the_main_workspaces_notebook(queued):
 def test_dvc_shows_them_with_their_metrics(queued):
     rows = list(csv.DictReader(queued.dvc("exp", "show", "--csv").splitlines()))
     names = {run.data.tags["dvc_experiment"] for run in queued.mlflow_runs()}
-    found = {row["Experiment"]: row for row in rows if row["Experiment"] in names}
+    found = {row["Experiment"]: row for row in rows if row["Experiment"] in names - {"broken"}}
     assert {row["embed_dim"] for row in found.values()} == {"8", "32", "24"}
     assert len({row["test_loss"] for row in found.values()}) == 3
+    assert [row["State"] for row in rows if row["Experiment"] == "broken"] == ["Failed"]
+
+
+def test_what_failed_says_why(queued):
+    logs = queued.dvc("queue", "logs", "broken")
+    assert "error: params.yaml: embed_dim: 16 is not divisible by num_heads, 3" in logs
+
+
+def test_best_is_the_lowest_and_comes_back(queued, monkeypatch):
+    said = queued.run(sys.executable, "-m", "minilm.best").stdout
+    finished = [run for run in queued.mlflow_runs() if run.info.status == "FINISHED"]
+    finished.sort(key=lambda run: run.data.metrics["test_bits_per_char"])
+    ranked = re.findall(r"(?m)^ +\d  +(\d+\.\d{4})  (\S+) +(\d+)$", said)
+    assert ranked == [
+        (
+            f"{run.data.metrics['test_bits_per_char']:.4f}",
+            run.data.tags["dvc_experiment"],
+            run.data.params["embed_dim"],
+        )
+        for run in finished
+    ]
+    wanted = finished[0].data.tags["model_sha256"]
+    command = re.search(r"To bring it back:\n  dvc (.*)", said)[1].split()
+    assert command == ["exp", "apply", ranked[0][1]]
+    weights = queued.folder / "models" / "minilm" / "model.safetensors"
+    assert sha256_of(weights) != wanted
+    queued.dvc(*command)
+    assert sha256_of(weights) == wanted
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{queued.folder / 'mlflow.db'}")
+    text = text_of(find_lineage(queued.folder, str(weights.parent)))
+    assert f"dvc exp apply {ranked[0][1]}\n" in text
+    assert finished[0].info.run_id in text
+    assert "BUNDLED SAMPLE TEXT" in text
+    assert "data/raw holds this very text" in text
+    assert re.search(r"commit +\w{12} \S+ x\n  changes  none\n", text)
+
+    # Without the experiment, the same settings give the same model.
+    queued._git("checkout", "--quiet", "--force", "HEAD")
+    queued.dvc("exp", "remove", ranked[0][1])
+    now = {key: value for part in load_params(queued.folder / "params.yaml") for key, value in part}
+    said = about_the_best(rank(queued.folder), now)
+    command = re.search(r"To train it again, .*:\n  dvc (.*)", said)[1].split()
+    assert command == ["exp", "run", "-S", f"embed_dim={ranked[0][2]}"]
+    assert "train" not in stages_run(queued.dvc(*command))
+    assert sha256_of(weights) == wanted

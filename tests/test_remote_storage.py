@@ -109,3 +109,42 @@ def test_clone_of_a_project_without_remote_says_what_is_missing(clone):
     clone.run("git", "checkout", "--quiet", "HEAD~1")
     assert "No remote provided and no default remote set" in clone.dvc("pull", MODEL, ok=False)
     assert "train a model with `dvc repro` or get it with `dvc pull`" in clone.main("--generate", ok=False)
+
+
+def test_failed_pull_says_why_and_leaves_the_model_as_it_was(clone, origin, s3):
+    clone.dvc("pull", MODEL)
+    (clone.folder / "dvc.lock").write_text(origin.others_lock)
+    clone.dvc("remote", "add", "--local", "nowhere", "s3://storage/minilm")
+    clone.dvc("remote", "modify", "--local", "nowhere", "endpointurl", "http://127.0.0.1:9")
+
+    def failure(*arguments: str) -> str:
+        output = clone.dvc("pull", *arguments, MODEL, ok=False, AWS_MAX_ATTEMPTS="1")
+        assert "Traceback" not in output
+        assert model_of(clone) == origin.model
+        return output
+
+    assert "Could not connect to the endpoint" in failure("--remote", "nowhere")
+    # From now on the server asks who it is, and knows nobody.
+    requests.post(f"{s3}/moto-api/reset-auth", data=b"0", timeout=10).raise_for_status()
+    try:
+        assert "Forbidden" in failure()
+    finally:
+        requests.post(f"{s3}/moto-api/reset-auth", data=b"inf", timeout=10).raise_for_status()
+    clone.env = {key: value for key, value in clone.env.items() if key not in KEY}
+    assert "Unable to locate credentials" in failure()
+
+    clone.env |= KEY
+    clone.dvc("pull", MODEL)
+    assert model_of(clone)["model.safetensors"] != origin.model["model.safetensors"]
+
+
+def test_model_that_was_never_pushed_is_said_to_be_missing_and_the_one_before_it_comes_back(clone, origin):
+    clone.dvc("pull", MODEL)
+    (clone.folder / "dvc.lock").write_text(origin.others_lock)
+    clone.dvc("remote", "modify", "--local", "storage", "url", "s3://no-such-bucket/minilm")
+    output = clone.dvc("pull", MODEL, ok=False)
+    assert "Missing cache files" in output
+    assert f"Checkout failed for following targets:\n{MODEL}" in output
+    clone.run("git", "checkout", "--quiet", "dvc.lock")
+    clone.dvc("checkout", MODEL)
+    assert model_of(clone) == origin.model

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import pytest
+import torch
 from servers import server
 
 import minilm
@@ -215,6 +216,25 @@ def test_streams_in_turns_do_not_disturb_each_other(generator, tiny_model):
     streams = [generator.predict_stream(PROMPT, {"seed": seed}) for seed in range(3)]
     texts = ["".join(column) for column in zip(*zip(*streams, strict=True), strict=True)]
     assert texts == [minilm.generate(*tiny_model, PROMPT, seed=seed) for seed in range(3)]
+
+
+def test_each_thread_computes_with_as_many_threads_as_generate_would(logged, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+
+    def watched(*arguments, **settings):
+        seen.append(torch.get_num_threads())
+        return stream(*arguments, **settings)
+
+    monkeypatch.setattr(serving, "stream", watched)
+    try:
+        torch.set_num_threads(2)
+        generator = serving.TextGenerator(logged.folder)
+        torch.set_num_threads(1)  # as it is while another text is written
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(generator.predict, [PROMPT], {"max_new_tokens": 1}).result()
+        assert seen[-1] == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_request_ends_after_its_time(generator, monkeypatch):

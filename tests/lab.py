@@ -1,0 +1,135 @@
+"""A small project with real git, DVC and MLflow, but without a pipeline that takes time."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from conftest import ROOT
+
+from minilm import MiniGPT
+from minilm.checkpoint import save
+from minilm.files import SPLITS, sha256_of
+from minilm.lineage import find_lineage
+from minilm.lineage_text import text_of
+from minilm.params import FIELDS
+from minilm.source import Source
+from minilm.store import open_store
+
+TEXTS = {"train": "the quick brown fox " * 9, "validation": "jumps over ", "test": "the lazy dog.\n"}
+TEXT_SHA256 = hashlib.sha256(
+    "".join(hashlib.sha256(TEXTS[split].encode()).hexdigest() for split in SPLITS).encode()
+).hexdigest()
+MADE_WITH = {"torch": "2.13.0", "device_type": "cpu", "precision": "float32", "threads": 1, "processes": 1}
+DEFAULTS = {key: field.default for key, field in FIELDS.items()}
+
+
+class Lab:
+    """A project with a committed model, another one in the experiment `wider`, and rows of both.
+
+    Its one stage does nothing; DVC and git are real, and so is the notebook.
+    """
+
+    def __init__(self, root: Path):
+        self.root, self.folder = root, root / "models" / "minilm"
+
+    def build(self, tiny_model) -> None:
+        self.root.mkdir()
+        shutil.copy(ROOT / "params.yaml", self.root)
+        (self.root / "minilm.py").write_text("# the code\n")
+        outs = {"outs": ["models/minilm"], "metrics": ["reports/metrics.json"], "params": [*FIELDS]}
+        (self.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": {"cmd": "true", **outs}}}))
+        (self.root / "data" / "raw").mkdir(parents=True)
+        for split, text in TEXTS.items():
+            (self.root / "data" / "raw" / f"{split}.txt").write_text(text)
+        self.git("init", "--quiet", "--initial-branch", "main")
+        self.dvc("init", "--quiet")
+        (self.root / ".gitignore").write_text("mlflow.db*\ndata/\n")
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "The code")
+
+        self.change("learning_rate", "0.01")
+        self.write(tiny_model[0], tiny_model[1], {"learning_rate": 0.01}, 4.5)
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "A model")
+        code = self.git("rev-parse", "HEAD~")
+        self.plain = self.row(
+            self.folder, {"git_commit": code, "git_dirty": "false"}, {"learning_rate": 0.01}, 4.5
+        )
+
+        (self.root / "minilm.py").write_text("# the code, changed\n")
+        self.change("learning_rate", "0.02")
+        other = MiniGPT(tiny_model[0].config, seed=4)
+        self.write(other, tiny_model[1], {"learning_rate": 0.02}, 4.25)
+        self.dvc("exp", "save", "--name", "wider")
+        tags = {
+            "git_commit": self.git("rev-parse", "HEAD"),
+            "git_dirty": "true",
+            "dvc_experiment": "wider",
+            "dvc_experiments": "wider",
+        }
+        self.wider = self.row(self.folder, tags, {"learning_rate": 0.02}, 4.25)
+        self.git("checkout", "--quiet", "--force", "HEAD")
+        self.dvc("checkout", "--quiet", "--force")
+
+    def change(self, key: str, value: str) -> None:
+        path = self.root / "params.yaml"
+        path.write_text(re.sub(rf"(?m)^{key}: \S+", f"{key}: {value}", path.read_text()))
+
+    def write(self, model, tokenizer, params, bits: float) -> None:
+        source = Source(
+            "wikitext-2", "sample", "wikitext-2", {k: len(v) for k, v in TEXTS.items()}, TEXT_SHA256
+        )
+        save(self.folder, model, tokenizer, params, source, MADE_WITH)
+        (self.root / "reports").mkdir(exist_ok=True)
+        (self.root / "reports" / "metrics.json").write_text(f'{{"test_bits_per_char": {bits}}}')
+        self.dvc("commit", "--force", "--quiet")
+
+    def row(self, folder: Path | None, tags=None, params=None, bits=None, status="FINISHED") -> str:
+        client, experiment = open_store(self.root)
+        tags = {"data_source": "sample", "data_sha256": TEXT_SHA256, "is_sample_text": "true", **(tags or {})}
+        if folder:
+            tags |= {
+                "model_sha256": sha256_of(folder / "model.safetensors"),
+                "model_folder_sha256": sha256_of(folder / "config.json"),
+            }
+        run_id = client.create_run(experiment, tags=tags).info.run_id
+        for key, value in (MADE_WITH | DEFAULTS | (params or {}) | {"num_parameters": 7}).items():
+            if key != "device":
+                client.log_param(run_id, key, value)
+        client.set_tag(run_id, "latest.precision", MADE_WITH["precision"])
+        if bits:
+            client.log_metric(run_id, "test_bits_per_char", bits)
+        client.set_terminated(run_id, status)
+        return run_id
+
+    def client(self):
+        return open_store(self.root)[0]
+
+    def git(self, *arguments: str) -> str:
+        return self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments)
+
+    def dvc(self, *arguments: str) -> str:
+        return self.run(sys.executable, "-m", "dvc", *arguments)
+
+    def run(self, *command: str) -> str:
+        names = {
+            f"GIT_{who}_{what}": "t@example.org"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        }
+        done = subprocess.run(
+            command, cwd=self.root, env=os.environ | names, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    def find(self, name):
+        return find_lineage(self.root, str(name))
+
+    def text(self, name) -> str:
+        return text_of(self.find(name))
