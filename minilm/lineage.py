@@ -218,7 +218,7 @@ def _find_params(lineage: Lineage) -> None:
         lineage.params |= typed(version.params)
     for row in lineage.rows[:1]:
         lineage.params |= settings(row)
-        changed = latest(row).keys() - {"precision"}
+        changed = latest(row).keys()
         lineage.first = {key: value for key, value in typed(row.data.params).items() if key in changed}
         lineage.made_with = made_with(row)
     lineage.params |= {key: value for key, value in card.get("params", {}).items() if key in FIELDS}

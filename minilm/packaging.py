@@ -9,6 +9,10 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # The part of this library that travels with a model: minilm/serving.py and all that it needs.
 SERVED_CODE = (
@@ -50,13 +54,14 @@ def copy_code(target: Path) -> None:
     (target / _REQUIREMENTS).write_text("\n".join(pinned) + "\n", encoding="utf-8")
 
 
-def log_model(run_id: str, folder: Path, code: Path, example_prompt: str) -> None:
+def log_model(client: "MlflowClient", run_id: str, folder: Path, code: Path, example_prompt: str) -> None:
     """Store a model folder as the MLflow model `model` of a run, which may have ended.
 
     A run that has its model already keeps it, so that a second attempt does no harm.
 
     Args:
-        run_id: of the run, in the store that MLflow is set to.
+        client: of the store that holds the run.
+        run_id: of the run.
         folder: weights, config and tokenizer.
         code: the folder that `copy_code` filled.
         example_prompt: a prompt that the model knows, for MLflow's page, which shows how to call the model.
@@ -69,7 +74,6 @@ def log_model(run_id: str, folder: Path, code: Path, example_prompt: str) -> Non
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     if run.outputs and run.outputs.model_outputs:
         return

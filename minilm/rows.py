@@ -6,15 +6,20 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from minilm.errors import InputError
 from minilm.params import FIELDS
+from minilm.spool import store_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+
+# What the parameter `precision`, which may be `auto`, came to.
+PRECISION_USED = "precision_used"
 
 
 class NoNotebookError(InputError):
@@ -33,8 +38,8 @@ class Rows:
     """
 
     def __init__(self, root: Path):
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-        self.store = _without_password(uri)
+        uri = store_uri(root)
+        self.store = without_password(uri)
         # SQLite would make a database that is missing.
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
             unset = "" if os.environ.get("MLFLOW_TRACKING_URI") else " and MLFLOW_TRACKING_URI is not set"
@@ -70,7 +75,7 @@ class Rows:
         except Exception as error:  # MLflow's, SQLAlchemy's, those of requests
             reason = (str(error).strip() or repr(error)).split("\n")[0]
             raise InputError(
-                f"the notebook {self.store} cannot be read: {_without_password(reason)}"
+                f"the notebook {self.store} cannot be read: {without_password(reason)}"
             ) from None
 
     def characters(self, run: "Run") -> dict[str, int]:
@@ -90,18 +95,15 @@ def experiments_of(run: "Run") -> list[str]:
 
 def settings(run: "Run") -> dict[str, Any]:
     """The row's parameters as they were last, by their names in params.yaml and with their types."""
-    texts = run.data.params | latest(run)
-    asked = [text for text in _precisions(run) if text in _PRECISIONS]
-    return typed({**texts, "precision": asked[-1]} if asked else texts)
+    return typed(run.data.params | latest(run))
 
 
 def made_with(run: "Run") -> dict[str, Any]:
     """What the model's bytes depend on besides, as in `minilm.checkpoint.ModelCard`."""
     texts = run.data.params | latest(run)
-    used = [text for text in _precisions(run) if text not in _PRECISIONS]
-    facts: dict[str, Any] = {key: texts[key] for key in ("torch", "device_type") if key in texts}
-    facts |= {"precision": used[-1]} if used else {}
-    return facts | {key: int(texts[key]) for key in ("threads", "processes") if key in texts}
+    types = {"torch": str, "device_type": str, PRECISION_USED: str, "threads": int, "processes": int}
+    facts = {key: cast(texts[key]) for key, cast in types.items() if key in texts}
+    return {"precision" if key == PRECISION_USED else key: value for key, value in facts.items()}
 
 
 def latest(run: "Run") -> dict[str, str]:
@@ -122,16 +124,8 @@ def text_of_setting(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if re.search(r"^$|\s", str(value)) else str(value)
 
 
-# A row has two things under the name `precision`: the parameter, which is one of these, and the type that it
-# came to on that machine, such as float32. Which of them is noted second becomes the tag `latest.precision`.
-_PRECISIONS = get_args(FIELDS["precision"].annotation)
-
-
-def _precisions(run: "Run") -> list[str]:
-    return [texts["precision"] for texts in (run.data.params, latest(run)) if "precision" in texts]
-
-
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
+    """The text, with the user's name and password taken out of the addresses in it."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 

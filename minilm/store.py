@@ -5,33 +5,41 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from minilm.spool import store_uri
+
 # These are read when mlflow is imported: no telemetry, no lines about tables being made. A server that does
-# not answer is given up after seconds instead of minutes.
+# not answer is given up after seconds instead of minutes: what it was to be told is kept and told later.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 import mlflow
 from mlflow import MlflowClient
 
 __all__ = ["EXPERIMENT", "MlflowClient", "mlflow", "open_store"]
 EXPERIMENT = "minilm"
+_ABOUT = """\
+A row is a trained model of MiniLM: its parameters, loss curves, test metrics, reports and samples, and the
+model itself, ready to be served. `python -m minilm.lineage RUN_ID` tells where it came from.
+"""
 
 
-def open_store(root: Path) -> tuple[MlflowClient, str]:
+def open_store(root: Path, uri: str | None = None) -> tuple[MlflowClient, str]:
     """The store, ready for use, and the id of the experiment `minilm` in it.
 
     Args:
-        root: the project's main folder, which holds the store unless $MLFLOW_TRACKING_URI names another.
+        root: the project's main folder.
+        uri: the store's address, if it is not the one of `minilm.spool.store_uri`.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = uri or store_uri(root)
     # Two processes that make mlflow.db at once destroy it.
     with FileLock(root / "mlflow.db.lock"):
-        mlflow.set_tracking_uri(uri or f"sqlite:///{root / 'mlflow.db'}")
-        client = MlflowClient()
+        client = MlflowClient(uri)
         if experiment := client.get_experiment_by_name(EXPERIMENT):
             return client, experiment.experiment_id
         # In a queued experiment the working folder is temporary; the artifacts must outlive it.
-        artifacts = None if uri else (root / "mlruns").as_uri()
-        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        is_local = uri == f"sqlite:///{root / 'mlflow.db'}"
+        artifacts = (root / "mlruns").as_uri() if is_local else None
+        about = {"mlflow.note.content": _ABOUT}
+        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=about)

@@ -1,176 +1,274 @@
-"""The lab notebook: one MLflow run for each trained model, found again by the digest of its weights.
+"""The lab notebook: one MLflow run for each trained model, found again by the digests of its files.
 
-It only reports: what it is given is already in files, and when MLflow cannot be reached, it says so and
-the work goes on.
+It only reports. A stage writes what it has to tell into the spool, and a process beside it delivers that to
+MLflow: a store that is slow, down or back later costs the stage next to nothing, and nothing is lost.
 """
 
+import getpass
+import hashlib
+import json
 import os
+import select
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from minilm.checkpoint import TOKENIZER, read_card
-from minilm.packaging import copy_code, log_model
+from minilm.checkpoint import CONFIG, TOKENIZER, read_card
+from minilm.errors import StoppedError
+from minilm.files import sha256_of
+from minilm.packaging import copy_code
+from minilm.params import STAGES
+from minilm.rows import PRECISION_USED, without_password
 from minilm.source import Source
-from minilm.store import MlflowClient, mlflow, open_store
+from minilm.spool import DELIVERED, LOG, READY, Page, spool_of, store_uri
 from minilm.tokenizer import CharTokenizer
-from minilm.versions import CODE, git
+from minilm.versions import CODE, git, standing_outputs
 
-MODEL_TAG = "model_sha256"
+# How long a stage waits at its end until all has arrived: seconds in a local store; at a server seconds, or
+# that share of the stage's time if it is more.
+_LOCAL_WAIT, _SERVER_WAIT, _SERVER_SHARE = 60.0, 2.0, 0.03
+# Of a stage's results, the file that MLflow keeps for each setting.
+_KEPT = {"evaluate": Path("reports/metrics.json"), "sample": Path("reports/samples.txt")}
 
 
 class Notebook:
-    """The page of one run; what is written here appears in MLflow at once.
+    """What a stage has to tell of a model.
 
     Args:
-        client: of the store that holds the run.
-        run_id: of the run; None for a notebook that forgets, when there is no store.
+        root: the project's main folder, $DVC_ROOT, which holds the spool and the local store.
+        stage: the name of the one that tells.
+        data: the model's text.
+        row: what identifies the model's row; called with the page, which can keep files for it.
     """
 
-    def __init__(self, client: MlflowClient | None, run_id: str | None):
-        self.client, self.run_id = client, run_id
+    def __init__(self, root: Path, stage: str, data: Source, row: Callable[[Page], Mapping[str, Any]]):
+        self.root, self.stage, self.began = root, stage, time.monotonic()
+        self.page: Page | None = None
+        self._courier: subprocess.Popen[bytes] | None = None
+        tags = _code_and_experiment() | {
+            "data_source": data.origin,
+            "data_sha256": data.sha256,
+            "is_sample_text": str(data.origin == "sample").lower(),
+        }
+        about = {
+            "store": store_uri(root),
+            "name": tags.get("dvc_experiment") or f"{stage} {tags.get('git_commit', '')[:7]}".strip(),
+            "tags": tags,
+            "data": asdict(data),
+        }
+        try:
+            self.page = Page(root, stage)
+        except OSError as error:
+            _warn(f"nothing is recorded: {error}")
+        self._tell(lambda page: page.write("row", **about, **row(page)))
+        self._tell(self._send_courier)
+
+    def wait_until_ready(self) -> None:
+        """Let the process that delivers import what it needs, lest it disturb what is timed."""
+        if self._courier and self._courier.stdout:
+            self._courier.stdout.readline()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Add points to the curves of these names."""
-        now = int(time.time() * 1000)
-        points = [mlflow.entities.Metric(key, value, now, step) for key, value in metrics.items()]
-        self._write(lambda client, run_id: client.log_batch(run_id, metrics=points))
+        """Add points to the curves of these names; a step that a curve has already is left as it is."""
+        self._tell(lambda page: page.write("points", metrics=dict(metrics), step=step))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Note parameters; one that stands there stays, and a new value becomes the tag `latest.KEY`."""
+        self._tell(lambda page: page.write("params", params=dict(params)))
 
-        def write(client: MlflowClient, run_id: str) -> None:
-            noted = client.get_run(run_id).data.params
-            texts = {key: str(value) for key, value in params.items()}
-            new = [mlflow.entities.Param(key, text) for key, text in texts.items() if key not in noted]
-            changed = [
-                mlflow.entities.RunTag(f"latest.{key}", text)
-                for key, text in texts.items()
-                if noted.get(key, text) != text
-            ]
-            client.log_batch(run_id, params=new, tags=changed)
-
-        self._write(write)
-
-    def log_files(self, *paths: str | Path) -> None:
+    def log_files(self, *paths: Path) -> None:
         """Store copies of files under `reports/`."""
+        self._tell(lambda page: page.write("files", files=[page.keep(path) for path in paths], to="reports"))
 
-        def write(client: MlflowClient, run_id: str) -> None:
-            for path in paths:
-                client.log_artifact(run_id, str(path), "reports")
+    def log_model(self, folder: Path) -> None:
+        """Store the model folder as an MLflow model that serves, and tag the run with its digests."""
+        self._tell(lambda page: page.write("model", **_model(page, folder)))
 
-        self._write(write)
+    def log_results(
+        self, settings: Mapping[str, Any], metrics: Mapping[str, float], files: Sequence[Path]
+    ) -> None:
+        """Note what the stage found in the model.
 
-    def log_model(self, folder: str | Path) -> None:
-        """Store the model folder as an MLflow model that serves, and tag the run with its digest."""
+        Args:
+            settings: the parameters that it depends on.
+            metrics: where they differ from the last ones, they become the next points of their curves.
+            files: stored under `reports/`; one also under `history/`, which keeps that of each setting.
+        """
+        self._tell(_write_results, self.stage, settings, metrics, files)
 
-        def write(client: MlflowClient, run_id: str) -> None:
-            client.set_tag(run_id, MODEL_TAG, read_card(folder).model_sha256)
-            with TemporaryDirectory() as code:
-                copy_code(Path(code))
-                log_model(run_id, Path(folder), Path(code), _known_letter(Path(folder)))
+    def log_standing_results(self, model: Path) -> None:
+        """Note what evaluate and sample found in the very same model before.
 
-        self._write(write)
+        After a training that gave the same bytes again they do not run, and nobody else would tell of it.
+        """
+        self._tell(_write_standing_results, model)
 
-    def _write(self, action: Callable[[MlflowClient, str], object]) -> None:
-        if self.client is None or self.run_id is None:
+    def end(self, status: str, error: str = "") -> None:
+        """How the training ended, as MLflow calls it."""
+        self._tell(lambda page: page.write("end", status=status, error=error))
+
+    def close(self) -> None:
+        """Wait a while until all has arrived; say so, if it has not."""
+        if not (self.page and self._courier and self._courier.stdin and self._courier.stdout):
+            return
+        self.page.close()
+        self._courier.stdin.close()
+        store = store_uri(self.root)
+        wait = max(_SERVER_WAIT, _SERVER_SHARE * (time.monotonic() - self.began))
+        if not store.startswith("http"):
+            wait = _LOCAL_WAIT
+        end, answer = time.monotonic() + wait, READY
+        while answer == READY:
+            in_time, _, _ = select.select([self._courier.stdout], [], [], max(0, end - time.monotonic()))
+            answer = self._courier.stdout.readline().decode().strip() if in_time else "it takes long"
+        if answer == DELIVERED:
+            return
+        if not answer:  # the process has ended
+            lines = (self.page.folder / LOG).read_text().splitlines()
+            answer = lines[-1] if lines else "the process that delivers it was ended"
+        _warn(
+            f"{without_password(store)} has not got all of it yet: {without_password(answer)}. The rest is in "
+            f"{spool_of(self.root)}; the next stage delivers it, or `python -m minilm.deliver`"
+        )
+
+    def _send_courier(self, page: Page) -> None:
+        """Start the process that delivers."""
+        with (page.folder / LOG).open("w") as log:
+            # Its standard input ends when this process does, in whatever way; Ctrl-C is not for it.
+            self._courier = subprocess.Popen(
+                [sys.executable, "-m", "minilm.deliver", str(page.folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,  # so that what has been said but not read yet is seen by select
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _tell(self, action: Callable[..., object], *arguments: Any) -> None:
+        if self.page is None:
             return
         try:
-            action(self.client, self.run_id)
+            action(self.page, *arguments)
         except Exception as error:
-            # Whatever goes wrong in a notebook must not cost the training that it tells of.
-            _warn(error)
-            self.client = self.run_id = None
+            # Whatever goes wrong in a notebook, as by a full disk, must not cost the training it tells of.
+            _warn(f"not all is recorded: {error}")
+            self.page.close()
+            self.page = None
 
 
 @contextmanager
-def new_run(root: Path, tags: Mapping[str, str]) -> Iterator[Notebook]:
-    """A new run for as long as the block lasts; it ends FINISHED, or FAILED if the block raises.
+def new_run(root: Path, data: Source, training: str, anew: bool) -> Iterator[Notebook]:
+    """The row of a training, which ends with the block: FINISHED, KILLED if interrupted, or FAILED.
 
     Args:
-        root: the project's main folder, $DVC_ROOT, which holds the store.
-        tags: of the run, besides those that say which code and experiment made it.
+        root: the project's main folder, $DVC_ROOT, which holds the spool and the local store.
+        data: the text.
+        training: a name for this training; if it was begun before, it goes on in the same row.
+        anew: whether it begins from the start, in a new row.
     """
-    origin = _code_and_experiment()
+    notebook = Notebook(root, "train", data, lambda _: {"training": training, "anew": anew})
+    notebook.wait_until_ready()
     try:
-        _, experiment_id = open_store(root)
-        run = mlflow.start_run(
-            experiment_id=experiment_id, run_name=origin.get("dvc_experiment"), tags={**origin, **tags}
-        )
-    except Exception as error:
-        _warn(error)
-        yield Notebook(None, None)
-        return
-    with run:
-        yield Notebook(MlflowClient(), run.info.run_id)
+        yield notebook
+    except (KeyboardInterrupt, StoppedError):
+        notebook.end("KILLED")
+        raise
+    except BaseException as error:
+        notebook.end("FAILED", (str(error).strip() or repr(error)).split("\n")[0])
+        raise
+    else:
+        notebook.end("FINISHED")
+    finally:
+        notebook.close()
 
 
 @contextmanager
-def run_of(root: Path, folder: str | Path) -> Iterator[Notebook]:
-    """The newest run of the model in `folder`, as it is; or a new one, where the store has none.
+def run_of(root: Path, stage: str, folder: Path) -> Iterator[Notebook]:
+    """The newest row of the model in `folder`, as it is; or a new one, where the store has none.
 
     A fresh clone with a pulled model has none: then the model folder tells what made it, and the tag
     `restored` says that the curves are missing.
+
+    Args:
+        root: the project's main folder, $DVC_ROOT, which holds the spool and the local store.
+        stage: the name of the one that tells.
+        folder: the model's.
     """
     card = read_card(folder)
+    params = card.params | made_with_params(card.made_with)
+    notebook = Notebook(root, stage, card.data, lambda page: {**_model(page, folder), "params": params})
     try:
-        client, experiment_id = open_store(root)
-        known = client.search_runs(
-            [experiment_id],
-            f"tags.{MODEL_TAG} = '{card.model_sha256}'",
-            order_by=["start_time DESC"],
-            max_results=1,
-        )
-    except Exception as error:
-        _warn(error)
-        yield Notebook(None, None)
-        return
-    if known:
-        yield Notebook(client, known[0].info.run_id)
-        return
-    with new_run(root, {"restored": "true", **data_tags(card.data)}) as notebook:
-        notebook.log_params(card.params)
-        notebook.log_model(folder)
         yield notebook
+    finally:
+        notebook.close()
 
 
-def data_tags(data: Source) -> dict[str, str]:
-    """What a run says of its text."""
+def made_with_params(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What `minilm.checkpoint.ModelCard.made_with` holds, by its names in MLflow."""
+    return {PRECISION_USED if key == "precision" else key: value for key, value in made_with.items()}
+
+
+def _model(page: Page, folder: Path) -> dict[str, Any]:
+    """A model that the page keeps, with all that serves it."""
+    card, code = read_card(folder), page.new_folder()
+    copy_code(code)
+    characters = CharTokenizer.load(folder / TOKENIZER).characters
     return {
-        "data_source": data.origin,
-        "data_sha256": data.sha256,
-        "is_sample_text": str(data.origin == "sample").lower(),
+        "model": {"model_sha256": card.model_sha256, "model_folder_sha256": sha256_of(folder / CONFIG)},
+        "folder": page.keep(folder),
+        "code": page.name_of(code),
+        "example": next(filter(str.isalpha, characters), characters[0]),  # a prompt that it certainly knows
     }
+
+
+def _write_results(
+    page: Page, stage: str, settings: Mapping[str, Any], metrics: Mapping[str, float], files: Sequence[Path]
+) -> None:
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (file := page.new_folder() / "settings.json").write_text(text, encoding="utf-8")
+    page.write(
+        "results",
+        stage=stage,
+        settings=dict(settings),
+        digest=hashlib.sha256(text.encode()).hexdigest()[:8],
+        metrics=dict(metrics),
+        files=[page.keep(path) for path in files],
+        kept=[page.name_of(file), page.keep(_KEPT[stage])],
+    )
+
+
+def _write_standing_results(page: Page, model: Path) -> None:
+    for stage, kept in _KEPT.items():
+        if standing := standing_outputs(Path.cwd(), stage, model):
+            settings = STAGES[stage].model_validate(standing.params).model_dump(exclude={"device"})
+            metrics = json.loads(kept.read_text()) if kept.suffix == ".json" else {}
+            _write_results(page, stage, settings, metrics, standing.files)
 
 
 def _code_and_experiment() -> dict[str, str]:
     """Tags that lead back to the code and the DVC experiment; what is not known is left out."""
+    commit = git(Path.cwd(), "rev-parse", "HEAD")
     tags = {
         "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
-        "git_commit": git(Path.cwd(), "rev-parse", "HEAD"),
+        "git_commit": commit,
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.source.type": "PROJECT",
     }
+    with suppress(OSError, KeyError):  # a container may have no name for its user
+        tags["mlflow.user"] = getpass.getuser()
     # What an experiment changes in params.yaml and dvc.lock is told by the row's params; this is of the code.
     changes = git(Path.cwd(), "status", "--porcelain", "--untracked-files=no", "--", *CODE)
     if changes is not None:
         tags["git_dirty"] = str(bool(changes)).lower()
-    if name := tags["dvc_experiment"]:
-        tags["mlflow.note.content"] = f"Bring this experiment back into the workspace: `dvc exp apply {name}`"
-    return {key: value for key, value in tags.items() if value is not None}
+    return {key: value for key, value in tags.items() if value}
 
 
-def _known_letter(folder: Path) -> str:
-    """A prompt that the model certainly knows."""
-    characters = CharTokenizer.load(folder / TOKENIZER).characters
-    return next(filter(str.isalpha, characters), characters[0])
-
-
-def _warn(error: Exception) -> None:
-    reason = (str(error).strip() or repr(error)).split("\n")[0]
-    print(
-        f"WARNING: MLflow could not be written to, the run is not recorded there: {reason}", file=sys.stderr
-    )
+def _warn(what: str) -> None:
+    print(f"WARNING: MLflow: {what}", file=sys.stderr)

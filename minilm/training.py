@@ -21,7 +21,7 @@ from minilm.distributed import (
     whole_state,
     whole_weights,
 )
-from minilm.errors import InputError
+from minilm.errors import InputError, StoppedError
 from minilm.model import MiniGPT
 from minilm.optim import clip_gradients, learning_rate_at, make_optimizers, set_learning_rate
 from minilm.params import TrainParams
@@ -67,8 +67,8 @@ def train(
         rates, and same weights after, whether training was interrupted or not.
 
     Raises:
-        InputError: a text is too short, the batch cannot be shared out, the loss is no longer finite, or
-            training was interrupted.
+        StoppedError: SIGINT or SIGTERM came, and the state is saved.
+        InputError: a text is too short, the batch cannot be shared out, or the loss is no longer finite.
     """
     keep_freed_memory()
     workers = workers or Workers(model.token_embedding.weight.device)
@@ -107,7 +107,7 @@ def train(
                 if due or stop:
                     training.save(snapshots)
                 if stop:
-                    raise InputError(
+                    raise StoppedError(
                         f"stopped by {' '.join(signals) or 'another process'} after step {training.step} of "
                         f"{params.steps}; the state is saved, and the same command goes on from there"
                     )

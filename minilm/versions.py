@@ -66,6 +66,13 @@ class Version:
         return None
 
 
+class StandingOutputs(NamedTuple):
+    """What a stage wrote for a model, with the parameters, as text, that it had."""
+
+    params: dict[str, str]
+    files: list[Path]
+
+
 class Experiment(NamedTuple):
     """A DVC experiment's name, its commit, and the commit that it was run on."""
 
@@ -152,6 +159,26 @@ def folder_digest(folder: Path) -> str:
         for file in files
     ]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def standing_outputs(folder: Path, stage: str, model: Path) -> StandingOutputs | None:
+    """A stage's outputs in a workspace, if by its dvc.lock they are of the very model that is there.
+
+    Args:
+        folder: the workspace.
+        stage: such as `evaluate`.
+        model: the model's folder.
+    """
+    lock = folder / "dvc.lock"
+    recorded = _parse(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
+    found = recorded.get("stages", {}).get(stage, {})
+    of_model = [dep.get("md5") for dep in found.get("deps", []) if dep["path"] == MODEL]
+    outs = {folder / out["path"]: out.get("md5") for out in found.get("outs", [])}
+    if of_model != [folder_digest(model)] or not all(map(Path.is_file, outs)):
+        return None
+    if any(hashlib.md5(file.read_bytes()).hexdigest() != digest for file, digest in outs.items()):
+        return None
+    return StandingOutputs(found.get("params", {}).get("params.yaml", {}), list(outs))
 
 
 def _locks(root: Path, commits: list[str]) -> Iterator[dict[str, Any] | None]:

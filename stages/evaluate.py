@@ -27,9 +27,15 @@ SHOWN = 1500  # characters of reports/surprisal.html
 def main() -> None:
     """Score every character of the test split, and make it understood."""
     params = load_params("params.yaml")
+    with tracking.run_of(project_root(), "evaluate", MODEL) as notebook:
+        metrics, written = score(params)
+        notebook.log_results({"eval_context": params.evaluate.eval_context}, metrics, written)
+
+
+def score(params: Params) -> tuple[dict[str, float], list[Path]]:
+    """The metrics of the test split, and the files that tell all of it."""
     card = checkpoint.read_card(MODEL)
     print("evaluate:", card.data)
-
     device = choose_device(params.evaluate.device)
     model, tokenizer = checkpoint.load(MODEL, device)
     test = open_tokens(ENCODED / "test.npy")
@@ -82,11 +88,7 @@ def main() -> None:
     for name, loss in simpler.items():
         print(f"evaluate: {loss:.4f} nats a character by a {name}")
     print(f"evaluate: all of it, with pictures: {REPORTS / 'report.html'}")
-
-    with tracking.run_of(project_root(), MODEL) as notebook:
-        notebook.log_params({"eval_context": params.evaluate.eval_context})
-        notebook.log_metrics(metrics)
-        notebook.log_files(*written)
+    return metrics, written
 
 
 def precision_of(card: ModelCard, device: torch.device) -> torch.dtype:

@@ -22,6 +22,12 @@ LEAST_SHOWN, MOST_SHOWN = 24, 48
 def main() -> None:
     """Let the model continue the prompt, num_samples times."""
     params = load_params("params.yaml").sample
+    with tracking.run_of(project_root(), "sample", MODEL) as notebook:
+        notebook.log_results(params.model_dump(exclude={"device"}), {}, write(params))
+
+
+def write(params: SampleParams) -> list[Path]:
+    """Write the samples, and the picture of attention; returns the files."""
     source = checkpoint.read_card(MODEL).data
     print("sample:", source)
 
@@ -52,10 +58,7 @@ def main() -> None:
         plots.attention_maps(weights.cpu().numpy(), shown, new / "attention.png")
         written = sorted(REPORTS / file.name for file in new.iterdir())
     print("\n".join(lines[-3:]))
-
-    with tracking.run_of(project_root(), MODEL) as notebook:
-        notebook.log_params(params.model_dump(exclude={"device"}))
-        notebook.log_files(*written)
+    return written
 
 
 def write_samples(model: MiniGPT, tokenizer: CharTokenizer, params: SampleParams) -> list[str]:

@@ -56,7 +56,11 @@ def train_together(all_params: Params, workers: Workers) -> None:
     }
     snapshots = find_snapshots(params, made_with)
     first = workers.rank == 0
-    row = tracking.new_run(project_root(), tracking.data_tags(source)) if first else nullcontext()
+    row = (
+        tracking.new_run(project_root(), source, snapshots.folder.name, is_forced())
+        if first
+        else nullcontext()
+    )
     with alone(snapshots, workers), row as notebook:
         if notebook:
             print("train:", source)
@@ -68,7 +72,8 @@ def train_together(all_params: Params, workers: Workers) -> None:
                 print(f"train: going on from the state after step {snapshots.newest_step} of {params.steps}")
             for part in (all_params.download, all_params.encode, params):
                 notebook.log_params(part.model_dump())
-            notebook.log_params({"num_parameters": model.num_parameters, **made_with})
+            notebook.log_params(tracking.made_with_params(made_with))
+            notebook.log_params({"num_parameters": model.num_parameters})
 
         def report(now: Report) -> None:
             if notebook:
@@ -87,9 +92,10 @@ def train_together(all_params: Params, workers: Workers) -> None:
         if notebook:
             checkpoint.save(MODEL, model, tokenizer, params.model_dump(), source, made_with)
             summary = write_reports(reports, model, params)
-            notebook.log_metrics({key: summary[key] for key in ("best_step", "best_val_loss")}, params.steps)
-            notebook.log_files(REPORTS / "train.json", REPORTS / "loss.csv")
             notebook.log_model(MODEL)
+            notebook.log_metrics({key: summary[key] for key in ("best_step", "best_val_loss")})
+            notebook.log_files(REPORTS / "train.json", REPORTS / "loss.csv")
+            notebook.log_standing_results(MODEL)
             snapshots.remove()
 
 

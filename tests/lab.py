@@ -17,6 +17,7 @@ from minilm.files import SPLITS, sha256_of
 from minilm.lineage import find_lineage
 from minilm.lineage_text import text_of
 from minilm.params import FIELDS
+from minilm.rows import PRECISION_USED
 from minilm.source import Source
 from minilm.store import open_store
 
@@ -98,10 +99,10 @@ class Lab:
                 "model_folder_sha256": sha256_of(folder / "config.json"),
             }
         run_id = client.create_run(experiment, tags=tags).info.run_id
-        for key, value in (MADE_WITH | DEFAULTS | (params or {}) | {"num_parameters": 7}).items():
+        made_with = MADE_WITH | {PRECISION_USED: MADE_WITH["precision"], "num_parameters": 7}
+        for key, value in (made_with | DEFAULTS | (params or {})).items():
             if key != "device":
                 client.log_param(run_id, key, value)
-        client.set_tag(run_id, "latest.precision", MADE_WITH["precision"])
         if bits:
             client.log_metric(run_id, "test_bits_per_char", bits)
         client.set_terminated(run_id, status)

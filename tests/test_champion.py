@@ -38,7 +38,7 @@ class Shop:
         if bits is not None:
             self.client.log_metric(run_id, "test_bits_per_char", bits)
         if model:
-            packaging.log_model(run_id, self.folder, self.root / "code", PROMPT)
+            packaging.log_model(self.client, run_id, self.folder, self.root / "code", PROMPT)
         self.client.set_terminated(run_id)
         return run_id
 
@@ -189,7 +189,7 @@ def test_with_a_server(tmp_path, tiny_model, monkeypatch):
         shop = Shop(tmp_path / "my project", tiny_model)
         run_id = shop.row(1.9)
         run = shop.client.get_run(run_id)
-        packaging.log_model(run_id, shop.folder, shop.root / "code", PROMPT)
+        packaging.log_model(shop.client, run_id, shop.folder, shop.root / "code", PROMPT)
         assert shop.client.get_run(run_id).to_dictionary() == run.to_dictionary()
         assert move_champion(shop.root).startswith("moved from none to version 1 (1.9000")
         model = mlflow.pyfunc.load_model("models:/minilm@champion")

@@ -52,10 +52,10 @@ class Logged:
             from minilm import packaging
             assert not {{"mlflow", "minilm.checkpoint"}} & set(sys.modules)
             import mlflow
-            mlflow.set_tracking_uri({f"sqlite:///{root / 'mlflow.db'}"!r})
+            client = mlflow.MlflowClient({f"sqlite:///{root / 'mlflow.db'}"!r})
             for run_id in ({ended!r}, {active!r}):
                 start = time.perf_counter()
-                packaging.log_model(run_id, Path("a model").absolute(), Path("code"), {PROMPT!r})
+                packaging.log_model(client, run_id, Path("a model").absolute(), Path("code"), {PROMPT!r})
             print(time.perf_counter() - start)
         """
         done = subprocess.run(
@@ -125,7 +125,7 @@ def test_logging_is_quick_quiet_and_leaves_the_run_alone(logged):
 
 def test_a_second_attempt_logs_nothing(logged):
     run_id = logged.active.info.run_id
-    packaging.log_model(run_id, logged.folder, logged.root / "code", PROMPT)
+    packaging.log_model(logged.client, run_id, logged.folder, logged.root / "code", PROMPT)
     assert len(logged.client.search_logged_models([logged.experiment], f"source_run_id = '{run_id}'")) == 1
 
 
@@ -133,11 +133,11 @@ def test_a_failed_attempt_leaves_the_run_without_a_model_and_can_be_repeated(tmp
     client = logged.client
     run_id = client.create_run(logged.experiment).info.run_id
     with pytest.raises(Exception, match="nowhere"):
-        packaging.log_model(run_id, tmp_path / "nowhere", logged.root / "code", PROMPT)
+        packaging.log_model(logged.client, run_id, tmp_path / "nowhere", logged.root / "code", PROMPT)
     assert not client.get_run(run_id).outputs.model_outputs
     (model,) = client.search_logged_models([logged.experiment], f"source_run_id = '{run_id}'")
     assert model.status == "FAILED"
-    packaging.log_model(run_id, logged.folder, logged.root / "code", PROMPT)
+    packaging.log_model(logged.client, run_id, logged.folder, logged.root / "code", PROMPT)
     assert len(client.get_run(run_id).outputs.model_outputs) == 1
 
 
@@ -147,7 +147,7 @@ def test_only_the_code_that_was_put_aside_is_logged(tmp_path, logged):
     packaging.copy_code(tmp_path / "code")
     (tmp_path / "code" / "minilm" / "files.py").write_text("# as it was then\n")
     run_id = logged.client.create_run(logged.experiment).info.run_id
-    packaging.log_model(run_id, logged.folder, tmp_path / "code", PROMPT)
+    packaging.log_model(logged.client, run_id, logged.folder, tmp_path / "code", PROMPT)
     (model,) = logged.client.search_logged_models([logged.experiment], f"source_run_id = '{run_id}'")
     assert (files_of(model) / "code" / "minilm" / "files.py").read_text() == "# as it was then\n"
 

@@ -1,0 +1,145 @@
+"""Deliver to MLflow what the stages have to tell it.
+
+python -m minilm.deliver    what is kept in the spool and that no stage writes on any more
+
+Each stage starts a process of its own, `python -m minilm.deliver PAGE`, that delivers the stage's page while
+it is being written. It takes next to nothing from the two of them that compute, and outlives the stage, so
+that a stage that was killed is told of too.
+"""
+
+import argparse
+import hashlib
+import os
+import select
+import shutil
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from minilm.delivery import Delivery
+from minilm.spool import DELIVERED, READY, is_closed, pages, spool_of, store_of
+
+from mlflow.exceptions import MlflowException  # isort: skip - minilm.store, in delivery, sets mlflow up
+
+# Delivering may take this share of the time of one of the cores, which training needs.
+_LARGEST_SHARE = 0.005
+_PAUSES = 1.0, 30.0  # the shortest and the longest between two attempts, in seconds
+
+
+def main() -> None:
+    """Read the command line, and deliver."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minilm.deliver",
+        description="Deliver to MLflow what could not be delivered before, when a server was down, say.",
+        epilog="The project is $DVC_ROOT or the current folder; each page goes to the store it is for.",
+    )
+    parser.add_argument("page", nargs="?", type=Path, help="one that is being written; stages use this")
+    arguments = parser.parse_args()
+    if arguments.page:
+        follow(arguments.page)
+        return
+    root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    before, errors = pages(root), deliver_all(root)
+    left = pages(root)
+    writing = sum(not is_closed(folder) for folder in left)
+    print(f"deliver: {len(before) - len(left)} of {len(before)} pages delivered, {writing} are being written")
+    if errors:
+        kept = f"{len(left) - writing} stay in {spool_of(root)} until the next attempt"
+        sys.exit("\n".join([*(f"error: {store}: {first_line(error)}" for store, error in errors), kept]))
+
+
+def deliver_all(root: Path) -> list[tuple[str, Exception]]:
+    """Deliver all closed pages of a project; returns the stores where that failed, each with its error."""
+    errors = []
+    for store in dict.fromkeys(map(store_of, pages(root))):
+        try:
+            deliver(root, store)
+        except Exception as error:  # MLflow's, SQLAlchemy's, those of requests
+            errors.append((store, error))
+    return errors
+
+
+def deliver(root: Path, store: str, live: Delivery | None = None) -> dict[Path, str]:
+    """Deliver the closed pages for a store, oldest first, since one may build on another.
+
+    A page that MLflow refuses for good is put aside, so that it holds up no other.
+
+    Args:
+        root: the project's main folder.
+        store: its address.
+        live: that of a page of which is delivered what there is, closed or not.
+
+    Returns:
+        What was refused: pages and reasons.
+
+    Raises:
+        Exception: the first that MLflow raised; what was not delivered stays where it is.
+    """
+    refused = {}
+    # One at a time, so that two never look for a row that both then make.
+    with FileLock(spool_of(root) / f"{hashlib.sha256(store.encode()).hexdigest()[:8]}.lock"):
+        for folder in pages(root):
+            closed = is_closed(folder)
+            page = live if live and live.folder == folder else None
+            if store_of(folder) != store or not (closed or page):
+                continue
+            if not store:
+                shutil.rmtree(folder)
+                continue
+            try:
+                page = page or Delivery(root, folder)
+                if closed:
+                    page.finish()
+                else:
+                    page.advance()
+            except MlflowException as error:
+                if not closed or not _is_final(error):
+                    raise
+                aside = folder.rename(folder.with_name(f"refused-{folder.name}"))
+                refused[folder] = f"refused, and put aside as {aside}: {first_line(error)}"
+                print(f"WARNING: {refused[folder]}", file=sys.stderr)
+    return refused
+
+
+def follow(folder: Path) -> None:
+    """Deliver a page while it is written, until standard input ends, as it does when its writer does.
+
+    It says on standard output when it is ready, and at the end what became of the page.
+    """
+    root, store = folder.parent.parent, store_of(folder)
+    answers, sys.stdout = sys.stdout, sys.stderr
+    print(READY, file=answers, flush=True)
+    live, pause, is_written = None, 0.0, True
+    while is_written:
+        readable, _, _ = select.select([sys.stdin], [], [], pause)
+        is_written = not readable
+        began = time.process_time()
+        try:
+            live = live or Delivery(root, folder)
+            outcome = deliver(root, store, live).get(folder, DELIVERED)
+            pause = (time.process_time() - began) / _LARGEST_SHARE
+        except Exception as error:
+            outcome = first_line(error)
+            pause *= 2
+        pause = min(max(pause, _PAUSES[0]), _PAUSES[1])
+    with suppress(BrokenPipeError):  # it did not wait
+        print(outcome, file=answers, flush=True)
+    deliver_all(root)  # what is meant for other stores
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return (str(error).strip() or repr(error)).split("\n")[0]
+
+
+def _is_final(error: MlflowException) -> bool:
+    """Whether another attempt cannot end better, as it can once a server is back or the password is right."""
+    status = error.get_http_status_code()
+    return 400 <= status < 500 and status not in (401, 403, 408, 429)
+
+
+if __name__ == "__main__":
+    main()
