@@ -6,7 +6,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test lint ui best champion bench
+.PHONY: repro test lint ui best champion deliver bench
 
 repro: .venv/installed
 	dvc repro
@@ -30,6 +30,10 @@ best: .venv/installed
 # The best model on the champion's text becomes `models:/minilm@champion` in MLflow's registry.
 champion: .venv/installed
 	python -m minilm.champion
+
+# What could not be told to MLflow before, since a server was down, say.
+deliver: .venv/installed
+	python -m minilm.deliver
 
 # To compare with nanoGPT and on Tiny Shakespeare: make bench NANOGPT=path/to/checkout SHAKESPEARE=input.txt
 bench: .venv/installed

@@ -48,7 +48,7 @@ def main() -> None:
     print(f"deliver: {len(before) - len(left)} of {len(before)} pages delivered, {writing} are being written")
     if errors:
         kept = f"{len(left) - writing} stay in {spool_of(root)} until the next attempt"
-        sys.exit("\n".join([*(f"error: {store}: {first_line(error)}" for store, error in errors), kept]))
+        sys.exit("\n".join([*(f"error: {store}: {reason(error)}" for store, error in errors), kept]))
 
 
 def deliver_all(root: Path) -> list[tuple[str, Exception]]:
@@ -99,7 +99,7 @@ def deliver(root: Path, store: str, live: Delivery | None = None) -> dict[Path, 
                 if not closed or not _is_final(error):
                     raise
                 aside = folder.rename(folder.with_name(f"refused-{folder.name}"))
-                refused[folder] = f"refused, and put aside as {aside}: {first_line(error)}"
+                refused[folder] = f"refused, and put aside as {aside}: {reason(error)}"
                 print(f"WARNING: {refused[folder]}", file=sys.stderr)
     return refused
 
@@ -122,7 +122,7 @@ def follow(folder: Path) -> None:
             outcome = deliver(root, store, live).get(folder, DELIVERED)
             pause = (time.process_time() - began) / _LARGEST_SHARE
         except Exception as error:
-            outcome = first_line(error)
+            outcome = reason(error)
             pause *= 2
         pause = min(max(pause, _PAUSES[0]), _PAUSES[1])
     with suppress(BrokenPipeError):  # it did not wait
@@ -130,8 +130,10 @@ def follow(folder: Path) -> None:
     deliver_all(root)  # what is meant for other stores
 
 
-def first_line(error: Exception) -> str:
-    """What went wrong, in one line."""
+def reason(error: BaseException) -> str:
+    """What went wrong in the first place, in one line; around it others tell the same at length."""
+    while error.__context__:
+        error = error.__context__
     return (str(error).strip() or repr(error)).split("\n")[0]
 
 

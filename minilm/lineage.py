@@ -23,6 +23,7 @@ from minilm.files import SPLITS, sha256_of
 from minilm.params import FIELDS
 from minilm.rows import experiments_of, latest, made_with, settings, typed
 from minilm.source import Source
+from minilm.spool import is_closed, pages
 from minilm.versions import CODE, MODEL, Version, git
 
 if TYPE_CHECKING:
@@ -186,6 +187,8 @@ def _find_rows(archive: Archive, lineage: Lineage, found: Found) -> None:
         weights = lineage.model.weights
         for row in archive.rows_where(f"tags.model_sha256 = '{weights}'") if weights else []:
             lineage.lack("MLflow", f"run {row.info.run_id} has the same weights, but another config.json")
+    if waiting := sum(map(is_closed, pages(archive.root))):
+        lineage.lack("MLflow", f"{waiting} stages' notes have yet to be delivered: python -m minilm.deliver")
 
 
 def _find_versions(archive: Archive, lineage: Lineage, found: Found) -> None:

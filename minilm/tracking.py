@@ -132,8 +132,8 @@ class Notebook:
             lines = (self.page.folder / LOG).read_text().splitlines()
             answer = lines[-1] if lines else "the process that delivers it was ended"
         _warn(
-            f"{without_password(store)} has not got all of it yet: {without_password(answer)}. The rest is in "
-            f"{spool_of(self.root)}; the next stage delivers it, or `python -m minilm.deliver`"
+            f"{without_password(store)} has not got all of it yet: {without_password(answer)}. The rest is "
+            f"in {spool_of(self.root)}; the next stage delivers it, or `python -m minilm.deliver`"
         )
 
     def _send_courier(self, page: Page) -> None:
