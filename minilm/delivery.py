@@ -208,7 +208,8 @@ class Delivery:
         self._note_progress()
 
     def _end(self, entry: Entry) -> None:
-        if self.abandoned:  # the training of the row that is left had ended before
+        # The training of the row that is left had ended before, unless it was killed right after its model.
+        if self.abandoned and self.client.get_run(self.run_id).info.status == "FINISHED":
             return
         if error := entry.get("error"):
             self._set_tags({"error": error})

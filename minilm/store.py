@@ -20,10 +20,7 @@ from mlflow import MlflowClient
 
 __all__ = ["EXPERIMENT", "MlflowClient", "mlflow", "open_store"]
 EXPERIMENT = "minilm"
-_ABOUT = """\
-A row is a trained model of MiniLM: its parameters, loss curves, test metrics, reports and samples, and the
-model itself, ready to be served. `python -m minilm.lineage RUN_ID` tells where it came from.
-"""
+_ABOUT = "One row a trained model; `python -m minilm.lineage RUN_ID` tells where it came from."
 
 
 def open_store(root: Path, uri: str | None = None) -> tuple[MlflowClient, str]:
