@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from minilm.delivery import Delivery
+from minilm.rows import without_password
 from minilm.spool import DELIVERED, READY, is_closed, pages, spool_of, store_of
 
 from mlflow.exceptions import MlflowException  # isort: skip - minilm.store, in delivery, sets mlflow up
@@ -42,24 +43,31 @@ def main() -> None:
         follow(arguments.page)
         return
     root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
-    before, errors = pages(root), deliver_all(root)
+    before, (refused, failed) = len(pages(root)), deliver_all(root)
     left = pages(root)
-    writing = sum(not is_closed(folder) for folder in left)
-    print(f"deliver: {len(before) - len(left)} of {len(before)} pages delivered, {writing} are being written")
-    if errors:
-        kept = f"{len(left) - writing} stay in {spool_of(root)} until the next attempt"
-        sys.exit("\n".join([*(f"error: {store}: {reason(error)}" for store, error in errors), kept]))
+    print(f"deliver: {before - len(left) - len(refused)} of {before} pages delivered")
+    if writing := sum(not is_closed(folder) for folder in left):
+        print(f"deliver: {writing} are still being written, and delivered meanwhile")
+    if refused or failed:
+        problems = [f"error: {problem}" for problem in (*refused.values(), *failed)]
+        kept = f"what is left stays in {spool_of(root)} until the next attempt"
+        sys.exit("\n".join([*problems, kept] if left else problems))
 
 
-def deliver_all(root: Path) -> list[tuple[str, Exception]]:
-    """Deliver all closed pages of a project; returns the stores where that failed, each with its error."""
-    errors = []
+def deliver_all(root: Path) -> tuple[dict[Path, str], list[str]]:
+    """Deliver all closed pages of a project.
+
+    Returns:
+        The pages that were refused, and the stores where it failed, each with a sentence.
+    """
+    refused: dict[Path, str] = {}
+    failed: list[str] = []
     for store in dict.fromkeys(map(store_of, pages(root))):
         try:
-            deliver(root, store)
+            refused |= deliver(root, store)
         except Exception as error:  # MLflow's, SQLAlchemy's, those of requests
-            errors.append((store, error))
-    return errors
+            failed.append(without_password(f"{store}: {reason(error)}"))
+    return refused, failed
 
 
 def deliver(root: Path, store: str, live: Delivery | None = None) -> dict[Path, str]:
@@ -73,12 +81,12 @@ def deliver(root: Path, store: str, live: Delivery | None = None) -> dict[Path, 
         live: that of a page of which is delivered what there is, closed or not.
 
     Returns:
-        What was refused: pages and reasons.
+        What was refused: the pages, each with a sentence.
 
     Raises:
         Exception: the first that MLflow raised; what was not delivered stays where it is.
     """
-    refused = {}
+    refused: dict[Path, str] = {}
     # One at a time, so that two never look for a row that both then make.
     with FileLock(spool_of(root) / f"{hashlib.sha256(store.encode()).hexdigest()[:8]}.lock"):
         for folder in pages(root):
@@ -99,8 +107,7 @@ def deliver(root: Path, store: str, live: Delivery | None = None) -> dict[Path, 
                 if not closed or not _is_final(error):
                     raise
                 aside = folder.rename(folder.with_name(f"refused-{folder.name}"))
-                refused[folder] = f"refused, and put aside as {aside}: {reason(error)}"
-                print(f"WARNING: {refused[folder]}", file=sys.stderr)
+                refused[folder] = f"MLflow refused a page, now put aside as {aside}: {reason(error)}"
     return refused
 
 
