@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from minilm.delivery import Delivery
 from minilm.rows import without_password
-from minilm.spool import DELIVERED, READY, is_closed, pages, spool_of, store_of
+from minilm.spool import DELIVERED, READY, is_closed, pages, read_entries, spool_of, store_of
 
 from mlflow.exceptions import MlflowException  # isort: skip - minilm.store, in delivery, sets mlflow up
 
@@ -62,7 +62,7 @@ def deliver_all(root: Path) -> tuple[dict[Path, str], list[str]]:
     """
     refused: dict[Path, str] = {}
     failed: list[str] = []
-    for store in dict.fromkeys(map(store_of, pages(root))):
+    for store in {store: None for store in map(store_of, pages(root)) if store is not None}:
         try:
             refused |= deliver(root, store)
         except Exception as error:  # MLflow's, SQLAlchemy's, those of requests
@@ -90,12 +90,15 @@ def deliver(root: Path, store: str, live: Delivery | None = None) -> dict[Path, 
     # One at a time, so that two never look for a row that both then make.
     with FileLock(spool_of(root) / f"{hashlib.sha256(store.encode()).hexdigest()[:8]}.lock"):
         for folder in pages(root):
+            if store_of(folder) != store:
+                continue
             closed = is_closed(folder)
             page = live if live and live.folder == folder else None
-            if store_of(folder) != store or not (closed or page):
+            if not (closed or page):
                 continue
             if not store:
-                shutil.rmtree(folder)
+                if not read_entries(folder):  # what its process did not live to write
+                    shutil.rmtree(folder)
                 continue
             try:
                 page = page or Delivery(root, folder)
@@ -116,7 +119,7 @@ def follow(folder: Path) -> None:
 
     It says on standard output when it is ready, and at the end what became of the page.
     """
-    root, store = folder.parent.parent, store_of(folder)
+    root, store = folder.parent.parent, store_of(folder) or ""
     answers, sys.stdout = sys.stdout, sys.stderr
     print(READY, file=answers, flush=True)
     live, pause, is_written = None, 0.0, True
@@ -129,7 +132,8 @@ def follow(folder: Path) -> None:
             outcome = deliver(root, store, live).get(folder, DELIVERED)
             pause = (time.process_time() - began) / _LARGEST_SHARE
         except Exception as error:
-            outcome = reason(error)
+            # A page that is gone was closed, and another process came first.
+            outcome = reason(error) if folder in pages(root) else DELIVERED
             pause *= 2
         pause = min(max(pause, _PAUSES[0]), _PAUSES[1])
     with suppress(BrokenPipeError):  # it did not wait

@@ -15,13 +15,23 @@ from minilm.packaging import log_model
 from minilm.spool import PROGRESS, Entry, read_entries
 
 from minilm.store import open_store  # isort: skip - it sets mlflow up
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 
 MODEL, FOLDER, TRAINING, PAGE = "model_sha256", "model_folder_sha256", "training", "page"  # tags
 _NOTE = "mlflow.note.content"
 # Tags that do not go over to another row.
 _OF_ONE_ROW = {PAGE, _NOTE, "mlflow.runName", "dvc_experiment", "dvc_experiments"}
-_POINTS_AT_ONCE = 1000  # MLflow's limit
+_POINTS_AT_ONCE, _LONGEST_PARAM = 1000, 6000  # MLflow's limits
 
 
 class Delivery:
@@ -32,15 +42,19 @@ class Delivery:
         folder: the page's.
     """
 
+    run_id: str
+    done: int  # entries
+    abandoned: str  # the row that became part of an earlier one
+    _known: dict[str, set[int]]  # the steps that a curve has in MLflow
+
     def __init__(self, root: Path, folder: Path):
         self.folder = folder
         self.run_id, self.done = "", 0
         self.abandoned = ""  # the row that became part of an earlier one
-        if (progress := folder / PROGRESS).exists():
-            self.run_id, self.done, self.abandoned = json.loads(progress.read_text())
+        self._known: dict[str, set[int]] = {}  # the steps that a curve has in MLflow
+        self._recall_progress()
         self.first = read_entries(folder)[0]
         self.client, self.experiment_id = open_store(root, self.first["store"])
-        self._known: dict[str, set[int]] = {}  # the steps that a curve has in MLflow
 
     def advance(self) -> None:
         """Deliver what has been written since the last time.
@@ -60,7 +74,7 @@ class Delivery:
                 entries, self.done = entries[count:], self.done + count
                 self._note_progress()
         except Exception:
-            self._known = {}  # it may have arrived, and only the answer been lost
+            self._recall_progress()
             raise
 
     def finish(self) -> None:
@@ -70,6 +84,12 @@ class Delivery:
         if "training" in self.first and last["kind"] != "end":  # its process was killed
             self._end({"status": "KILLED", "time": last["time"]})
         shutil.rmtree(self.folder)
+
+    def _recall_progress(self) -> None:
+        """Begin from what is certain: after an error more may have arrived, or only half of an entry."""
+        self.run_id, self.done, self.abandoned, self._known = "", 0, "", {}
+        if (progress := self.folder / PROGRESS).exists():
+            self.run_id, self.done, self.abandoned = json.loads(progress.read_text())
 
     def _note_progress(self) -> None:
         unfinished = self.folder / "unfinished"
@@ -129,7 +149,7 @@ class Delivery:
     def _params(self, entry: Entry) -> None:
         """One that stands there stays, and a new value becomes the tag `latest.KEY`."""
         noted = self.client.get_run(self.run_id).data
-        texts = {key: str(value) for key, value in entry["params"].items()}
+        texts = {key: str(value)[:_LONGEST_PARAM] for key, value in entry["params"].items()}
         new = [Param(key, text) for key, text in texts.items() if key not in noted.params]
         changed = [
             RunTag(f"latest.{key}", text)
@@ -184,6 +204,7 @@ class Delivery:
             self._fold_into(earlier)
         if self.abandoned and self.client.get_run(self.abandoned).info.lifecycle_stage == "active":
             self.client.delete_run(self.abandoned)
+        self._link_whole_model()
         log_model(
             self.client,
             self.run_id,
@@ -192,6 +213,15 @@ class Delivery:
             entry["example"],
         )
         self._set_tags(entry["model"])
+
+    def _link_whole_model(self) -> None:
+        """Give the row the model that an earlier attempt stored, if only its last step is missing."""
+        run = self.client.get_run(self.run_id)
+        if not (run.outputs and run.outputs.model_outputs):
+            found = self.client.search_logged_models([self.experiment_id], f"source_run_id = '{self.run_id}'")
+            whole = [logged for logged in found if logged.status == LoggedModelStatus.READY]
+            for logged in whole[:1]:
+                self.client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
 
     def _fold_into(self, earlier: Run) -> None:
         """One row a model: give the earlier row what it lacks."""

@@ -90,13 +90,18 @@ def pages(root: Path) -> list[Path]:
     return sorted(folder for folder in spool_of(root).glob("[0-9]*-*") if (folder / ENTRIES).exists())
 
 
-def store_of(folder: Path) -> str:
-    """The address of the store that a page is for; empty if its process died before it wrote anything."""
-    return next((entry["store"] for entry in read_entries(folder)[:1]), "")
+def store_of(folder: Path) -> str | None:
+    """The address of the store that a page is for; empty if nothing has been written, none if it is gone."""
+    try:
+        return next((entry["store"] for entry in read_entries(folder)[:1]), "")
+    except FileNotFoundError:  # another process has delivered it
+        return None
 
 
 def is_closed(folder: Path) -> bool:
     """Whether nobody writes on the page any more: its process has closed it, or is dead."""
+    if not (folder / ENTRIES).exists():  # another process has delivered it
+        return False
     try:
         with FileLock(folder / _WRITER).acquire(blocking=False):
             return True

@@ -126,11 +126,11 @@ class Notebook:
         while answer == READY:
             in_time, _, _ = select.select([self._courier.stdout], [], [], max(0, end - time.monotonic()))
             answer = self._courier.stdout.readline().decode().strip() if in_time else "it takes long"
+        if not answer:  # the process has ended, if it did so because there was nothing left to do
+            log = self.page.folder / LOG
+            answer = f"the process that delivers it failed, see {log}" if log.exists() else DELIVERED
         if answer == DELIVERED:
             return
-        if not answer:  # the process has ended
-            lines = (self.page.folder / LOG).read_text().splitlines()
-            answer = lines[-1] if lines else "the process that delivers it was ended"
         _warn(
             f"{without_password(store)} has not got all of it yet: {without_password(answer)}. The rest is "
             f"in {spool_of(self.root)}; the next stage delivers it, or `python -m minilm.deliver`"

@@ -1,5 +1,6 @@
 """Shared by the tests: a real project in a temporary folder, and a tiny trained model."""
 
+import copy
 import os
 import re
 import shutil
@@ -9,7 +10,10 @@ from pathlib import Path
 
 # Two tests run at once, on two cores; read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# MLflow keeps no store open between two calls: modules have their projects in one place, one after another.
+os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
 import pytest
+from dvc.repo import Repo
 
 ROOT = Path(__file__).parent.parent
 # Small enough that a whole pipeline takes seconds, most of them for imports.
@@ -132,6 +136,12 @@ def stages_run(output: str) -> set[str]:
     return set(re.findall(r"Running stage '(\w+)'", output))
 
 
+def pytest_collection_modifyitems(items):
+    """Files of tests with real pipelines come first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if "make_project" in item.fixturenames}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def make_project(tmp_path_factory):
     """Makes projects whose folders' names hold a space, as users' do."""
@@ -175,13 +185,26 @@ def elsewhere(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(scope="module")
-def project(make_project):
-    """A project whose pipeline has run on the bundled sample, for want of a Hub."""
+@pytest.fixture(scope="session")
+def first_run(make_project):
+    """A project whose pipeline has run on the bundled sample, for want of a Hub; its folder is put away."""
     project = make_project()
     project.first_output = project.dvc("repro")
     project.commit()
+    project.folder.rename(project.folder.with_name("first run"))
     return project
+
+
+@pytest.fixture(scope="module")
+def project(first_run, request):
+    """A copy of the project whose pipeline has run.
+
+    The modules have theirs one after another in the folder where it ran, which mlflow.db names.
+    """
+    project = copy.copy(first_run)
+    shutil.copytree(project.folder.with_name("first run"), project.folder, symlinks=True)
+    yield project
+    project.folder.rename(project.folder.with_name(request.module.__name__))
 
 
 @pytest.fixture
@@ -192,7 +215,8 @@ def fresh(project):
     for name in ("params.yaml", "dvc.lock", "data/local_text"):
         (project.folder / name).unlink(missing_ok=True)
     project._git("checkout", "--quiet", "--force", "HEAD")
-    project.dvc("checkout", "--force", "--quiet")
+    with Repo(project.folder) as repo:  # as `dvc checkout --force` does, without another process
+        repo.checkout(force=True)
 
 
 @pytest.fixture(scope="module")

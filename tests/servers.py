@@ -19,35 +19,67 @@ ENV = {
 }
 
 
-@contextmanager
-def server(folder: Path, path: str, *arguments: str):
-    """`mlflow ARGUMENTS` in `folder`, as its address; `path` answers 200 as soon as it is ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
-    # uvicorn is started by its name.
-    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *arguments, "--host", "127.0.0.1", "--port", str(port)],
-            cwd=folder,
-            env=env | ENV,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
+class Server:
+    """`mlflow ARGUMENTS` in `folder`, which may be stopped and started again at the same address.
+
+    `path` answers 200 as soon as it is ready.
+    """
+
+    def __init__(self, folder: Path, path: str, *arguments: str):
+        self.folder, self.path, self.arguments = folder, path, arguments
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and not been killed since."""
+        return self._process is not None
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+        # uvicorn is started by its name.
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        where = ("--host", "127.0.0.1", "--port", str(self.port))
+        with (self.folder / "server.log").open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", *self.arguments, *where],
+                cwd=self.folder,
+                env=env | ENV,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         end = time.monotonic() + 120
-        while not _answers(address + path):
-            assert process.poll() is None, (folder / "server.log").read_text()
+        while not _answers(self.address + self.path):
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()
             assert time.monotonic() < end, "the server did not answer"
             time.sleep(0.1)
-        yield address
+
+    def send(self, number: int) -> None:
+        """Send a signal to all of its processes."""
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Stop it as a crash does."""
+        if self._process:
+            self.send(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def server(folder: Path, path: str, *arguments: str):
+    """A server while the block runs, as its address."""
+    started = Server(folder, path, *arguments)
+    try:
+        started.start()
+        yield started.address
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        started.kill()
 
 
 def _answers(url: str) -> bool:

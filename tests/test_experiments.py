@@ -1,8 +1,9 @@
 """Experiments in a clone with tiny parameters: by DVC, by the command line, on one's own text."""
 
-from conftest import stages_run
+import yaml
+from conftest import ROOT, stages_run
 
-from minilm.params import STAGES
+from minilm.params import STAGES, load_params
 
 ALL = set(STAGES)
 
@@ -30,12 +31,13 @@ def test_own_text_and_its_change(fresh, tmp_path):
     assert fresh._git("ls-tree", ref, "data/local_text").startswith("120000 blob")
     assert stages_run(fresh.dvc("repro")) == set()
     book.write_text("Only play. " * 80)
-    assert stages_run(fresh.dvc("repro")) == ALL
+    assert stages_run(fresh.dvc("repro", "encode")) == {"download", "encode"}
     # Back to an earlier content under another name: nothing old may come from a cache.
     other = tmp_path / "other.txt"
     other.write_text("All work and no play. " * 40)
-    fresh.dvc("exp", "run", "-S", f"dataset={other}")
-    fresh.dvc("exp", "run", "-S", f"dataset={book}")
+    fresh.dvc("exp", "run", "-S", f"dataset={other}", "download")
+    assert fresh.read("data/raw/train.txt").startswith("All work")
+    fresh.dvc("exp", "run", "-S", f"dataset={book}", "download")
     assert fresh.read("data/raw/train.txt").startswith("Only play")
 
 
@@ -48,14 +50,25 @@ def test_folder_of_texts_notices_a_new_file(fresh, tmp_path):
     assert stages_run(fresh.dvc("repro", "download")) == {"download"}
 
 
-def test_command_line_trains_an_experiment(fresh):
-    output = fresh.main("--train", "--seed", "5", "--prompt", "A, 'b' = ${c} ")
+def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
+    output = fresh.main("--train", "--recipe", "modern", "--steps", "2", "--eval_interval", "1",
+                        "--compile", "false", "--embed_dim", "32",
+                        "--seed", "5", "--prompt", "A, 'b' = ${c} ")  # fmt: skip
     assert stages_run(output) == {"train", "evaluate", "sample"}
+    assert "step 2/2" in output
+    modern = yaml.safe_load((ROOT / "recipes/modern.yaml").read_text())
+    written = load_params(fresh.folder / "params.yaml").train
+    assert written.optimizer == modern["optimizer"]
+    assert (written.steps, written.embed_dim) == (2, 32)
     assert fresh.mlflow_runs()[0].data.params["seed"] == "5"
     assert "prompt: \"A, 'b' = ${c} \"" in fresh.read("reports/samples.txt")
     assert "# of weights, batches and dropout" in fresh.read("params.yaml")
+    refused = fresh.main("--train", "--recipe", "old", ok=False)
+    assert "invalid choice: 'old'" in refused
+    assert "'classic', 'modern', 'shakespeare-cpu'" in refused
 
 
 def test_torchs_launcher_starts_training(fresh):
-    fresh.dvc("exp", "run", "-S", "launcher='torchrun --standalone --nproc-per-node 1'", "-S", "seed=8")
+    launcher = "launcher='torchrun --standalone --nproc-per-node 1'"
+    fresh.dvc("exp", "run", "-S", launcher, "-S", "seed=8", "train")
     assert fresh.mlflow_runs()[0].data.params["seed"] == "8"

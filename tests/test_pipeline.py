@@ -1,6 +1,7 @@
 """The real `dvc repro` in a clone with tiny parameters."""
 
 import json
+import re
 import sys
 
 import mlflow
@@ -65,6 +66,8 @@ def test_its_notebook_row_has_everything_and_the_model_loads(project):
         assert [m.step for m in client.get_metric_history(run.info.run_id, metric)] == [2, 4]
     stored = {file.path for file in client.list_artifacts(run.info.run_id, "reports")}
     assert stored == {f"reports/{path.name}" for path in (project.folder / "reports").glob("[!.]*")}
+    kept = sorted(file.path for file in client.list_artifacts(run.info.run_id, "history"))
+    assert re.fullmatch(r"history/evaluate-[0-9a-f]{8} history/sample-[0-9a-f]{8}", " ".join(kept))
     (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     loaded = mlflow.pyfunc.load_model(model.artifact_location)
     (text,) = loaded.predict(["The "], params={"max_new_tokens": 5, "temperature": 0.0})
@@ -153,27 +156,3 @@ def test_a_prompt_of_unknown_characters_is_named_but_costs_no_run(fresh):
     fresh.set(prompt='"日 x"')
     assert "the model never saw '日' (U+65E5)" in fresh.dvc("repro")
     assert "the model never saw '日' (U+65E5)" in fresh.read("reports/samples.txt")
-
-
-def test_a_model_without_a_row_gets_one_from_its_folder(fresh):
-    store, kept, found = (fresh.folder / name for name in ("mlflow.db", "mlflow.db.kept", "mlflow.db.found"))
-    store.rename(kept)
-    try:
-        fresh.set(eval_context="3")
-        assert stages_run(fresh.dvc("repro")) == {"evaluate"}
-        store.rename(found)
-    finally:
-        kept.replace(store)
-    # By a name of its own: this process may hold the kept store open under the usual one.
-    client = mlflow.MlflowClient(f"sqlite:///{found}")
-    (run,) = client.search_runs([client.get_experiment_by_name("minilm").experiment_id])
-    assert run.data.tags["restored"] == "true"
-    assert run.data.params["embed_dim"] == TINY["embed_dim"]
-    assert run.data.params["eval_context"] == "3"
-    assert run.data.metrics["test_loss"] == json.loads(fresh.read("reports/metrics.json"))["test_loss"]
-
-
-def test_a_notebook_that_cannot_be_reached_stops_nothing(fresh):
-    output = fresh.dvc("repro", "--force", "--single-item", "train", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    assert "WARNING: MLflow could not be written to" in output
-    assert "step 4/4" in output

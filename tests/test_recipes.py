@@ -52,19 +52,6 @@ def test_recipe_trains(path):
     assert report.step == 3
 
 
-def test_command_line_takes_a_recipe_and_changes_to_it(project):
-    output = project.main("--train", "--recipe", "modern", "--steps", "2", "--eval_interval", "1",
-                          "--compile", "false", "--embed_dim", "32")  # fmt: skip
-    assert "step 2/2" in output
-    modern = yaml.safe_load((ROOT / "recipes/modern.yaml").read_text())
-    written = load_params(project.folder / "params.yaml").train
-    assert written.optimizer == modern["optimizer"]
-    assert (written.steps, written.embed_dim) == (2, 32)
-    refused = project.main("--train", "--recipe", "old", ok=False)
-    assert "invalid choice: 'old'" in refused
-    assert "'classic', 'modern', 'shakespeare-cpu'" in refused
-
-
 def test_a_mistake_in_a_recipe_is_named(tmp_path):
     (tmp_path / "mine.yaml").write_text("optimiser: adamw\n")
     with pytest.raises(InputError, match="optimiser: no such parameter; did you mean optimizer"):
