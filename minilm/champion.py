@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from minilm.archive import CONFIG, read_config
 from minilm.errors import InputError
+from minilm.spool import store_uri
 from minilm.versions import MODEL
 
 if TYPE_CHECKING:
@@ -85,8 +86,10 @@ def move_champion(root: Path, run_id: str | None = None, new_text: bool = False)
         InputError: the row is of no use, or there is neither a champion nor models/minilm.
         MlflowException: the store cannot be reached.
     """
-    from minilm.store import open_store
+    from minilm.store import mlflow, open_store
 
+    # MLflow looks up `models:/...` in this store, whatever store the client is of.
+    mlflow.set_tracking_uri(store_uri(root))
     client, experiment_id = open_store(root)
     # Two at once could each find a better one than the same old, and the worse of them move the alias last.
     with FileLock(root / "mlflow.db.champion.lock"):

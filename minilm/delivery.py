@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from minilm.packaging import log_model
-from minilm.spool import PROGRESS, Entry, read_entries
+from minilm.spool import ENTRIES, PROGRESS, Entry, read_entries
 
 from minilm.store import open_store  # isort: skip - it sets mlflow up
 from mlflow.entities import (
@@ -83,6 +83,7 @@ class Delivery:
         last = read_entries(self.folder)[-1]
         if "training" in self.first and last["kind"] != "end":  # its process was killed
             self._end({"status": "KILLED", "time": last["time"]})
+        (self.folder / ENTRIES).unlink()  # first, so that no half of a page can be left
         shutil.rmtree(self.folder)
 
     def _recall_progress(self) -> None:
@@ -226,8 +227,10 @@ class Delivery:
     def _fold_into(self, earlier: Run) -> None:
         """One row a model: give the earlier row what it lacks."""
         now, run_id = self.client.get_run(self.run_id), earlier.info.run_id
-        for key in now.data.metrics.keys() - earlier.data.metrics.keys():  # it may have been restored
-            self._log_points(run_id, self.client.get_metric_history(self.run_id, key))
+        for key in now.data.metrics:  # if it was restored, it has no curves
+            there = {point.step for point in self.client.get_metric_history(run_id, key)}
+            history = self.client.get_metric_history(self.run_id, key)
+            self._log_points(run_id, [point for point in history if point.step not in there])
         self.abandoned, self.run_id, self._known = self.run_id, run_id, {}
         self._params({"params": now.data.params})
         self._name_experiment(earlier.data.tags, now.data.tags)
