@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from minilm.delivery import Delivery
 from minilm.rows import without_password
-from minilm.spool import DELIVERED, READY, is_closed, pages, read_entries, spool_of, store_of
+from minilm.spool import DELIVERED, READY, TROUBLE, is_closed, pages, read_entries, spool_of, store_of
 
 from mlflow.exceptions import MlflowException  # isort: skip - minilm.store, in delivery, sets mlflow up
 
@@ -130,11 +130,14 @@ def follow(folder: Path) -> None:
         try:
             live = live or Delivery(root, folder)
             outcome = deliver(root, store, live).get(folder, DELIVERED)
+            (folder / TROUBLE).unlink(missing_ok=True)
             pause = (time.process_time() - began) / _LARGEST_SHARE
         except Exception as error:
-            # A page that is gone was closed, and another process came first.
-            outcome = reason(error) if folder in pages(root) else DELIVERED
-            pause *= 2
+            outcome, pause = reason(error), 2 * pause
+            try:
+                (folder / TROUBLE).write_text(outcome, encoding="utf-8")
+            except FileNotFoundError:  # the page was closed, and another process came first
+                outcome = DELIVERED
         pause = min(max(pause, _PAUSES[0]), _PAUSES[1])
     with suppress(BrokenPipeError):  # it did not wait
         print(outcome, file=answers, flush=True)

@@ -6,6 +6,7 @@ A page is what one process has to tell of one model, in a folder of its own belo
     files/          copies of the files that entries speak of, as they were then
     writer.lock     held as long as its process writes; the system lets go of it when that process dies
     progress.json   how much of it has been delivered
+    trouble.txt     why the last attempt failed, if it did
     deliver.log     what the process that delivers it had to say
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 Entry = dict[str, Any]
-ENTRIES, PROGRESS, LOG = "entries.jsonl", "progress.json", "deliver.log"
+ENTRIES, PROGRESS, TROUBLE, LOG = "entries.jsonl", "progress.json", "trouble.txt", "deliver.log"
 _WRITER = "writer.lock"
 READY, DELIVERED = "ready", "delivered"  # what the process that delivers a page says to its writer
 

@@ -25,13 +25,13 @@ from minilm.packaging import copy_code
 from minilm.params import STAGES
 from minilm.rows import PRECISION_USED, without_password
 from minilm.source import Source
-from minilm.spool import DELIVERED, LOG, READY, Page, spool_of, store_uri
+from minilm.spool import DELIVERED, LOG, READY, TROUBLE, Page, spool_of, store_uri
 from minilm.tokenizer import CharTokenizer
 from minilm.versions import CODE, git, standing_outputs
 
-# How long a stage waits at its end until all has arrived: seconds in a local store; at a server seconds, or
-# that share of the stage's time if it is more.
-_LOCAL_WAIT, _SERVER_WAIT, _SERVER_SHARE = 60.0, 2.0, 0.03
+# How long a stage waits at its end until all has arrived, in seconds: for a local store; for a server, or
+# that share of its own time if it is more; for a server that did not answer the last time.
+_LOCAL_WAIT, _SERVER_WAIT, _SERVER_SHARE, _TROUBLE_WAIT = 60.0, 2.0, 0.03, 0.5
 # Of a stage's results, the file that MLflow keeps for each setting.
 _KEPT = {"evaluate": Path("reports/metrics.json"), "sample": Path("reports/samples.txt")}
 
@@ -118,14 +118,20 @@ class Notebook:
             return
         self.page.close()
         self._courier.stdin.close()
-        store = store_uri(self.root)
-        wait = max(_SERVER_WAIT, _SERVER_SHARE * (time.monotonic() - self.began))
-        if not store.startswith("http"):
-            wait = _LOCAL_WAIT
-        end, answer = time.monotonic() + wait, READY
+        store, trouble = store_uri(self.root), ""
+        with suppress(FileNotFoundError):
+            trouble = (self.page.folder / TROUBLE).read_text(encoding="utf-8")
+        wait = (
+            _TROUBLE_WAIT if trouble else max(_SERVER_WAIT, _SERVER_SHARE * (time.monotonic() - self.began))
+        )
+        end = time.monotonic() + (wait if store.startswith("http") else _LOCAL_WAIT)
+        answer = READY  # which has been read only by those who waited for it
         while answer == READY:
             in_time, _, _ = select.select([self._courier.stdout], [], [], max(0, end - time.monotonic()))
-            answer = self._courier.stdout.readline().decode().strip() if in_time else "it takes long"
+            if not in_time:
+                answer = trouble or "it takes long"
+                break
+            answer = self._courier.stdout.readline().decode().strip()
         if not answer:  # the process has ended, if it did so because there was nothing left to do
             log = self.page.folder / LOG
             answer = f"the process that delivers it failed, see {log}" if log.exists() else DELIVERED
