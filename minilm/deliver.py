@@ -18,12 +18,24 @@ from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
+from requests import HTTPError, RequestException
 
 from minilm.delivery import Delivery
 from minilm.rows import without_password
-from minilm.spool import DELIVERED, READY, TROUBLE, is_closed, pages, read_entries, spool_of, store_of
+from minilm.spool import (
+    DELIVERED,
+    LOG,
+    READY,
+    REFUSED,
+    TROUBLE,
+    is_closed,
+    pages,
+    read_entries,
+    spool_of,
+    store_of,
+)
 
-from mlflow.exceptions import MlflowException  # isort: skip - minilm.store, in delivery, sets mlflow up
+from mlflow.exceptions import MlflowException, RestException  # isort: skip - minilm.store sets mlflow up
 
 # Delivering may take this share of the time of one of the cores, which training needs.
 _LARGEST_SHARE = 0.005
@@ -43,6 +55,8 @@ def main() -> None:
         follow(arguments.page)
         return
     root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    for folder in spool_of(root).glob(f"{REFUSED}*"):  # MLflow may take them now
+        folder.rename(folder.with_name(folder.name.removeprefix(REFUSED)))
     before, (refused, failed) = len(pages(root)), deliver_all(root)
     left = pages(root)
     print(f"deliver: {before - len(left) - len(refused)} of {before} pages delivered")
@@ -87,6 +101,7 @@ def deliver(root: Path, store: str, live: Delivery | None = None) -> dict[Path, 
         Exception: the first that MLflow raised; what was not delivered stays where it is.
     """
     refused: dict[Path, str] = {}
+    errors: list[Exception] = []
     # One at a time, so that two never look for a row that both then make.
     with FileLock(spool_of(root) / f"{hashlib.sha256(store.encode()).hexdigest()[:8]}.lock"):
         for folder in pages(root):
@@ -106,12 +121,25 @@ def deliver(root: Path, store: str, live: Delivery | None = None) -> dict[Path, 
                     page.finish()
                 else:
                     page.advance()
-            except MlflowException as error:
-                if not closed or not _is_final(error):
+            except Exception as error:
+                if closed and _is_refusal(error, store):
+                    refused[folder] = _put_aside(folder, error)
+                elif _is_of_page(error):  # such as a file that is too large for the server
+                    errors.append(error)
+                else:
                     raise
-                aside = folder.rename(folder.with_name(f"refused-{folder.name}"))
-                refused[folder] = f"MLflow refused a page, now put aside as {aside}: {reason(error)}"
+    if errors:
+        raise errors[0]
     return refused
+
+
+def _put_aside(folder: Path, error: Exception) -> str:
+    """Take a page out of the way of others; returns what to say of it, which its log says too."""
+    aside = folder.rename(folder.with_name(REFUSED + folder.name))
+    said = without_password(f"MLflow refused a page, now put aside as {aside}: {reason(error)}")
+    with (aside / LOG).open("a", encoding="utf-8") as log:
+        log.write(said + "\n")
+    return said
 
 
 def follow(folder: Path) -> None:
@@ -122,6 +150,7 @@ def follow(folder: Path) -> None:
     root, store = folder.parent.parent, store_of(folder) or ""
     answers, sys.stdout = sys.stdout, sys.stderr
     print(READY, file=answers, flush=True)
+    os.chdir(root)  # that of an experiment in a temporary folder is removed when its last stage ends
     live, pause, is_written = None, 0.0, True
     while is_written:
         readable, _, _ = select.select([sys.stdin], [], [], pause)
@@ -151,10 +180,18 @@ def reason(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).split("\n")[0]
 
 
-def _is_final(error: MlflowException) -> bool:
-    """Whether another attempt cannot end better, as it can once a server is back or the password is right."""
-    status = error.get_http_status_code()
-    return 400 <= status < 500 and status not in (401, 403, 408, 429)
+def _is_refusal(error: Exception, store: str) -> bool:
+    """Whether MLflow itself says that what it was told is wrong; a proxy before it says much else."""
+    own = isinstance(error, RestException) or not store.startswith("http")
+    codes = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+    return own and isinstance(error, MlflowException) and error.error_code in codes
+
+
+def _is_of_page(error: Exception) -> bool:
+    """Whether the next page may fare better, since the store answers."""
+    if isinstance(error, HTTPError) and error.response is not None:
+        return 400 <= error.response.status_code < 500 and error.response.status_code not in (401, 403, 429)
+    return not isinstance(error, MlflowException | RequestException)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from minilm.packaging import log_model
 from minilm.spool import ENTRIES, PROGRESS, Entry, read_entries
@@ -27,7 +28,8 @@ from mlflow.entities import (
     RunTag,
 )
 
-MODEL, FOLDER, TRAINING, PAGE = "model_sha256", "model_folder_sha256", "training", "page"  # tags
+MODEL, FOLDER = "model_sha256", "model_folder_sha256"  # tags, as the following
+TRAINING, PAGE, SPOOL = "training", "page", "spool"
 _NOTE = "mlflow.note.content"
 # Tags that do not go over to another row.
 _OF_ONE_ROW = {PAGE, _NOTE, "mlflow.runName", "dvc_experiment", "dvc_experiments"}
@@ -49,9 +51,6 @@ class Delivery:
 
     def __init__(self, root: Path, folder: Path):
         self.folder = folder
-        self.run_id, self.done = "", 0
-        self.abandoned = ""  # the row that became part of an earlier one
-        self._known: dict[str, set[int]] = {}  # the steps that a curve has in MLflow
         self._recall_progress()
         self.first = read_entries(folder)[0]
         self.client, self.experiment_id = open_store(root, self.first["store"])
@@ -62,6 +61,8 @@ class Delivery:
         Raises:
             Exception: whatever MLflow raises; what was not delivered is tried again the next time.
         """
+        if self._noted() != [self.run_id, self.done, self.abandoned]:
+            self._recall_progress()  # another process has gone on with it
         entries = read_entries(self.folder)[self.done :]
         try:
             while entries:
@@ -88,9 +89,11 @@ class Delivery:
 
     def _recall_progress(self) -> None:
         """Begin from what is certain: after an error more may have arrived, or only half of an entry."""
-        self.run_id, self.done, self.abandoned, self._known = "", 0, "", {}
-        if (progress := self.folder / PROGRESS).exists():
-            self.run_id, self.done, self.abandoned = json.loads(progress.read_text())
+        (self.run_id, self.done, self.abandoned), self._known = self._noted(), {}
+
+    def _noted(self) -> list[Any]:
+        progress = self.folder / PROGRESS
+        return json.loads(progress.read_text()) if progress.exists() else ["", 0, ""]
 
     def _note_progress(self) -> None:
         unfinished = self.folder / "unfinished"
@@ -131,7 +134,8 @@ class Delivery:
     def _row_of_training(self, entry: Entry) -> Run | None:
         """The row in which the very same training was begun but not finished; it goes on there."""
         run = None if entry["anew"] else self._find(TRAINING, entry["training"])
-        if run is None or MODEL in run.data.tags:
+        # Another clone may be at the same training now, and has a row of its own.
+        if run is None or MODEL in run.data.tags or run.data.tags.get(SPOOL) != entry["tags"][SPOOL]:
             return None
         self.client.update_run(run.info.run_id, status="RUNNING")
         if "error" in run.data.tags:

@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ Entry = dict[str, Any]
 ENTRIES, PROGRESS, TROUBLE, LOG = "entries.jsonl", "progress.json", "trouble.txt", "deliver.log"
 _WRITER = "writer.lock"
 READY, DELIVERED = "ready", "delivered"  # what the process that delivers a page says to its writer
+REFUSED = "refused-"  # the beginning of the name of a page that MLflow does not take
 
 
 class Page:
@@ -72,13 +74,24 @@ class Page:
 
     def close(self) -> None:
         """Nothing more will be written."""
-        self._entries.close()
-        self._lock.release()
+        try:
+            self._entries.close()
+        finally:
+            self._lock.release()
 
 
 def spool_of(root: Path) -> Path:
     """Where the pages of a project lie."""
     return root / ".notebook"
+
+
+def spool_id(root: Path) -> str:
+    """A name for this project's spool, which no other clone has, here or on another machine."""
+    file = spool_of(root) / "id"
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex)
+        return file.read_text()
 
 
 def store_uri(root: Path) -> str:

@@ -1,6 +1,7 @@
 """MLflow, set up, and the store that holds the rows of the lab notebook."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock
@@ -32,7 +33,7 @@ def open_store(root: Path, uri: str | None = None) -> tuple[MlflowClient, str]:
     """
     uri = uri or store_uri(root)
     # Two processes that make mlflow.db at once destroy it.
-    with FileLock(root / "mlflow.db.lock"):
+    with FileLock(root / "mlflow.db.lock") if uri.startswith("sqlite:") else nullcontext():
         client = MlflowClient(uri)
         if experiment := client.get_experiment_by_name(EXPERIMENT):
             return client, experiment.experiment_id

@@ -25,13 +25,14 @@ from minilm.packaging import copy_code
 from minilm.params import STAGES
 from minilm.rows import PRECISION_USED, without_password
 from minilm.source import Source
-from minilm.spool import DELIVERED, LOG, READY, TROUBLE, Page, spool_of, store_uri
+from minilm.spool import DELIVERED, LOG, READY, REFUSED, TROUBLE, Page, spool_id, spool_of, store_uri
 from minilm.tokenizer import CharTokenizer
 from minilm.versions import CODE, git, standing_outputs
 
 # How long a stage waits at its end until all has arrived, in seconds: for a local store; for a server, or
 # that share of its own time if it is more; for a server that did not answer the last time.
 _LOCAL_WAIT, _SERVER_WAIT, _SERVER_SHARE, _TROUBLE_WAIT = 60.0, 2.0, 0.03, 0.5
+_LONGEST_IMPORT = 15.0  # seconds that a training waits until the process that delivers has imported MLflow
 # Of a stage's results, the file that MLflow keeps for each setting.
 _KEPT = {"evaluate": Path("reports/metrics.json"), "sample": Path("reports/samples.txt")}
 
@@ -55,23 +56,27 @@ class Notebook:
             "data_sha256": data.sha256,
             "is_sample_text": str(data.origin == "sample").lower(),
         }
-        about = {
-            "store": store_uri(root),
-            "name": tags.get("dvc_experiment") or f"{stage} {tags.get('git_commit', '')[:7]}".strip(),
-            "tags": tags,
-            "data": asdict(data),
-        }
         try:
-            self.page = Page(root, stage)
+            page = Page(root, stage)
+            page.write(
+                "row",
+                store=store_uri(root),
+                name=tags.get("dvc_experiment") or f"{stage} {tags.get('git_commit', '')[:7]}".strip(),
+                tags=tags | {"spool": spool_id(root)},
+                data=asdict(data),
+                **row(page),
+            )
+            self.page = page
+            self._courier = _send_courier(page)
         except OSError as error:
-            _warn(f"nothing is recorded: {error}")
-        self._tell(lambda page: page.write("row", **about, **row(page)))
-        self._tell(self._send_courier)
+            _warn(f"{'nothing is recorded' if self.page is None else 'what is recorded is kept'}: {error}")
 
     def wait_until_ready(self) -> None:
         """Let the process that delivers import what it needs, lest it disturb what is timed."""
         if self._courier and self._courier.stdout:
-            self._courier.stdout.readline()
+            ready, _, _ = select.select([self._courier.stdout], [], [], _LONGEST_IMPORT)
+            if ready:
+                self._courier.stdout.readline()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Add points to the curves of these names; a step that a curve has already is left as it is."""
@@ -114,57 +119,64 @@ class Notebook:
 
     def close(self) -> None:
         """Wait a while until all has arrived; say so, if it has not."""
-        if not (self.page and self._courier and self._courier.stdin and self._courier.stdout):
+        if self.page is None:
             return
-        self.page.close()
-        self._courier.stdin.close()
+        if self._courier is None:
+            self.page.close()
+            return
+        try:
+            self._await_delivery(self.page, self._courier)
+        except KeyboardInterrupt:
+            # What the stage was to do is done; who is in a hurry need not wait.
+            _warn(f"the rest goes on in the background, from {spool_of(self.root)}")
+        except OSError as error:
+            _warn(f"not all is recorded: {error}")
+
+    def _await_delivery(self, page: Page, courier: subprocess.Popen[bytes]) -> None:
+        assert courier.stdin is not None
+        assert courier.stdout is not None
+        page.close()
+        courier.stdin.close()
         store, trouble = store_uri(self.root), ""
         with suppress(FileNotFoundError):
-            trouble = (self.page.folder / TROUBLE).read_text(encoding="utf-8")
+            trouble = (page.folder / TROUBLE).read_text(encoding="utf-8")
         wait = (
             _TROUBLE_WAIT if trouble else max(_SERVER_WAIT, _SERVER_SHARE * (time.monotonic() - self.began))
         )
-        end = time.monotonic() + (wait if store.startswith("http") else _LOCAL_WAIT)
+        end = time.monotonic() + (_LOCAL_WAIT if store.startswith(("sqlite:", "file:")) else wait)
         answer = READY  # which has been read only by those who waited for it
         while answer == READY:
-            in_time, _, _ = select.select([self._courier.stdout], [], [], max(0, end - time.monotonic()))
+            in_time, _, _ = select.select([courier.stdout], [], [], max(0, end - time.monotonic()))
             if not in_time:
                 answer = trouble or "it takes long"
                 break
-            answer = self._courier.stdout.readline().decode().strip()
+            answer = courier.stdout.readline().decode().strip()
         if not answer:  # the process has ended, if it did so because there was nothing left to do
-            log = self.page.folder / LOG
+            log = page.folder / LOG
             answer = f"the process that delivers it failed, see {log}" if log.exists() else DELIVERED
         if answer == DELIVERED:
             return
+        what = f"{without_password(store)} has not got all of it yet: {without_password(answer)}"
         _warn(
-            f"{without_password(store)} has not got all of it yet: {without_password(answer)}. The rest is "
-            f"in {spool_of(self.root)}; the next stage delivers it, or `python -m minilm.deliver`"
+            what
+            if REFUSED in answer
+            else f"{what}. The rest is in {spool_of(self.root)}; the next stage delivers it, or "
+            "`python -m minilm.deliver`"
         )
-
-    def _send_courier(self, page: Page) -> None:
-        """Start the process that delivers."""
-        with (page.folder / LOG).open("w") as log:
-            # Its standard input ends when this process does, in whatever way; Ctrl-C is not for it.
-            self._courier = subprocess.Popen(
-                [sys.executable, "-m", "minilm.deliver", str(page.folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,  # so that what has been said but not read yet is seen by select
-                stderr=log,
-                start_new_session=True,
-            )
 
     def _tell(self, action: Callable[..., object], *arguments: Any) -> None:
         if self.page is None:
             return
         try:
             action(self.page, *arguments)
-        except Exception as error:
-            # Whatever goes wrong in a notebook, as by a full disk, must not cost the training it tells of.
-            _warn(f"not all is recorded: {error}")
-            self.page.close()
+        except OSError as error:  # such as a full disk
+            _warn(f"nothing more is recorded: {error}")
+            with suppress(OSError):  # it fails at the same again
+                self.page.close()
             self.page = None
+        except Exception as error:
+            # Whatever goes wrong in a notebook must not cost the training that it tells of.
+            _warn(f"not all is recorded: {error}")
 
 
 @contextmanager
@@ -212,6 +224,20 @@ def run_of(root: Path, stage: str, folder: Path) -> Iterator[Notebook]:
         yield notebook
     finally:
         notebook.close()
+
+
+def _send_courier(page: Page) -> subprocess.Popen[bytes]:
+    """Start the process that delivers."""
+    with (page.folder / LOG).open("w") as log:
+        # Its standard input ends when this process does, in whatever way; Ctrl-C is not for it.
+        return subprocess.Popen(
+            [sys.executable, "-m", "minilm.deliver", str(page.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,  # so that what has been said but not read yet is seen by select
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def made_with_params(made_with: Mapping[str, Any]) -> dict[str, Any]:
