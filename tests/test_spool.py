@@ -94,7 +94,7 @@ def test_what_another_process_has_gone_on_with_is_taken_from_there(book):
         early = Delivery(book.root, notebook.page.folder)
         early.advance()
         assert len(book.rows()) == 2
-        notebook.log_metrics({"train_loss": 3.0}, 1)
+        notebook.log_params({"steps": 4})
         notebook.log_model(book.model)
     # The other one finds out that the model has a row, and removes the one that `early` knows.
     Delivery(book.root, notebook.page.folder).advance()
