@@ -123,6 +123,9 @@ def deliver(root: Path, store: str, live: Delivery | None = None) -> dict[Path, 
                     page.advance()
             except Exception as error:
                 if closed and _is_refusal(error, store):
+                    with suppress(Exception):  # the row may be what MLflow refuses
+                        if page:
+                            page.give_up()
                     refused[folder] = _put_aside(folder, error)
                 elif _is_of_page(error):  # such as a file that is too large for the server
                     errors.append(error)

@@ -87,6 +87,11 @@ class Delivery:
         (self.folder / ENTRIES).unlink()  # first, so that no half of a page can be left
         shutil.rmtree(self.folder)
 
+    def give_up(self) -> None:
+        """Nothing more will be told of the row, so leave it not RUNNING."""
+        if self.run_id and self.client.get_run(self.run_id).info.status == "RUNNING":
+            self.client.set_terminated(self.run_id, "FAILED")
+
     def _recall_progress(self) -> None:
         """Begin from what is certain: after an error more may have arrived, or only half of an entry."""
         (self.run_id, self.done, self.abandoned), self._known = self._noted(), {}

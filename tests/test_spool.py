@@ -64,6 +64,16 @@ def test_proxy_that_answers_for_a_server_that_is_down_refuses_nothing(book):
     assert pages(book.root) == [page]
 
 
+def test_row_of_a_refused_page_does_not_stay_running(book):
+    with book.written(tracking.new_run(book.root, SOURCE, "some training", anew=False)) as notebook:
+        notebook.log_metrics({"a metric with a forbidden name!": 1.0}, 1)
+    refused, failed = deliver_all(book.root)
+    assert [list(refused), failed] == [[notebook.page.folder], []]
+    assert "a metric with a forbidden name!" in refused[notebook.page.folder]
+    (row,) = book.rows()
+    assert row.info.status == "FAILED"
+
+
 def test_page_that_lacks_a_file_holds_up_no_other(book):
     damaged = book.trained()
     (kept,) = damaged.glob("files/*/loss.csv")
