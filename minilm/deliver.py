@@ -3,8 +3,8 @@
 python -m minilm.deliver    what is kept in the spool and that no stage writes on any more
 
 Each stage starts a process of its own, `python -m minilm.deliver PAGE`, that delivers the stage's page while
-it is being written. It takes next to nothing from the two of them that compute, and outlives the stage, so
-that a stage that was killed is told of too.
+it is being written. It takes next to nothing of the cores from the stage, and outlives it, so that a stage
+that was killed is told of too.
 """
 
 import argparse

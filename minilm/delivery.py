@@ -16,17 +16,7 @@ from minilm.packaging import log_model
 from minilm.spool import ENTRIES, PROGRESS, Entry, read_entries
 
 from minilm.store import open_store  # isort: skip - it sets mlflow up
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModelOutput,
-    LoggedModelStatus,
-    Metric,
-    Param,
-    Run,
-    RunTag,
-)
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 MODEL, FOLDER = "model_sha256", "model_folder_sha256"  # tags, as the following
 TRAINING, PAGE, SPOOL = "training", "page", "spool"
@@ -214,7 +204,6 @@ class Delivery:
             self._fold_into(earlier)
         if self.abandoned and self.client.get_run(self.abandoned).info.lifecycle_stage == "active":
             self.client.delete_run(self.abandoned)
-        self._link_whole_model()
         log_model(
             self.client,
             self.run_id,
@@ -223,15 +212,6 @@ class Delivery:
             entry["example"],
         )
         self._set_tags(entry["model"])
-
-    def _link_whole_model(self) -> None:
-        """Give the row the model that an earlier attempt stored, if only its last step is missing."""
-        run = self.client.get_run(self.run_id)
-        if not (run.outputs and run.outputs.model_outputs):
-            found = self.client.search_logged_models([self.experiment_id], f"source_run_id = '{self.run_id}'")
-            whole = [logged for logged in found if logged.status == LoggedModelStatus.READY]
-            for logged in whole[:1]:
-                self.client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
 
     def _fold_into(self, earlier: Run) -> None:
         """One row a model: give the earlier row what it lacks."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 # The part of this library that travels with a model: minilm/serving.py and all that it needs.
 SERVED_CODE = (
@@ -69,14 +70,26 @@ def log_model(client: "MlflowClient", run_id: str, folder: Path, code: Path, exa
     Raises:
         MlflowException: the store cannot be reached or knows no such run.
     """
-    import mlflow
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     run = client.get_run(run_id)
     if run.outputs and run.outputs.model_outputs:
         return
+    ours = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    # One may be whole already, if an earlier attempt was stopped before the last line.
+    whole = [logged.model_id for logged in ours if logged.status == LoggedModelStatus.READY]
+    model_id = whole[0] if whole else _store_model(client, run, folder, code, example_prompt)
+    # Last, so that a run that has a model has a whole one.
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+
+def _store_model(client: "MlflowClient", run: "Run", folder: Path, code: Path, example_prompt: str) -> str:
+    """Store the model, and return its id; the run does not know of it yet."""
+    import mlflow
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
     types = {int: "long", float: "double", str: "string"}
     text = Schema([ColSpec("string")])
     signature = ModelSignature(
@@ -87,7 +100,7 @@ def log_model(client: "MlflowClient", run_id: str, folder: Path, code: Path, exa
     # So minilm/serving.py sees the input as it is; else MLflow would make a DataFrame of it, and "3" of 3.
     signature._is_signature_from_type_hint = True
     logged = client.create_logged_model(
-        run.info.experiment_id, "model", source_run_id=run_id, params=run.data.params
+        run.info.experiment_id, "model", source_run_id=run.info.run_id, params=run.data.params
     )
     try:
         with TemporaryDirectory() as temporary:
@@ -100,7 +113,7 @@ def log_model(client: "MlflowClient", run_id: str, folder: Path, code: Path, exa
                 code_paths=[str(code / "minilm")],
                 mlflow_model=Model(
                     artifact_path=logged.artifact_location,
-                    run_id=run_id,
+                    run_id=run.info.run_id,
                     model_id=logged.model_id,
                     model_uuid=logged.model_id,
                 ),
@@ -115,5 +128,4 @@ def log_model(client: "MlflowClient", run_id: str, folder: Path, code: Path, exa
         with suppress(Exception):  # the error that led here is the one to tell
             client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
         raise
-    # Last, so that a run that has a model has a whole one.
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return logged.model_id

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minilm.checkpoint import CONFIG, TOKENIZER, read_card
+from minilm.checkpoint import CONFIG, TOKENIZER, ModelCard, read_card
 from minilm.errors import StoppedError
 from minilm.files import sha256_of
 from minilm.packaging import copy_code
@@ -92,7 +92,7 @@ class Notebook:
 
     def log_model(self, folder: Path) -> None:
         """Store the model folder as an MLflow model that serves, and tag the run with its digests."""
-        self._tell(lambda page: page.write("model", **_model(page, folder)))
+        self._tell(lambda page: page.write("model", **_model(page, folder, read_card(folder))))
 
     def log_results(
         self, settings: Mapping[str, Any], metrics: Mapping[str, float], files: Sequence[Path]
@@ -219,7 +219,7 @@ def run_of(root: Path, stage: str, folder: Path) -> Iterator[Notebook]:
     """
     card = read_card(folder)
     params = card.params | made_with_params(card.made_with)
-    notebook = Notebook(root, stage, card.data, lambda page: {**_model(page, folder), "params": params})
+    notebook = Notebook(root, stage, card.data, lambda page: {**_model(page, folder, card), "params": params})
     try:
         yield notebook
     finally:
@@ -245,9 +245,9 @@ def made_with_params(made_with: Mapping[str, Any]) -> dict[str, Any]:
     return {PRECISION_USED if key == "precision" else key: value for key, value in made_with.items()}
 
 
-def _model(page: Page, folder: Path) -> dict[str, Any]:
+def _model(page: Page, folder: Path, card: ModelCard) -> dict[str, Any]:
     """A model that the page keeps, with all that serves it."""
-    card, code = read_card(folder), page.new_folder()
+    code = page.new_folder()
     copy_code(code)
     characters = CharTokenizer.load(folder / TOKENIZER).characters
     return {
