@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minilm.checkpoint import load as load
-    from minilm.corpus import load_wikitext as load_wikitext
-    from minilm.generation import generate as generate
-    from minilm.generation import generate_samples as generate_samples
-    from minilm.generation import stream as stream
-    from minilm.model import MiniGPT as MiniGPT
-    from minilm.model import ModelConfig as ModelConfig
-    from minilm.model import SelfAttention as SelfAttention
-    from minilm.model import TransformerBlock as TransformerBlock
-    from minilm.tokenizer import CharTokenizer as CharTokenizer
-    from minilm.training import train as train
+    from minilm.data.corpus import load_wikitext as load_wikitext
+    from minilm.generation.text import generate as generate
+    from minilm.generation.text import generate_samples as generate_samples
+    from minilm.generation.text import stream as stream
+    from minilm.model.gpt import MiniGPT as MiniGPT
+    from minilm.model.config import ModelConfig as ModelConfig
+    from minilm.model.gpt import SelfAttention as SelfAttention
+    from minilm.model.gpt import TransformerBlock as TransformerBlock
+    from minilm.data.tokenizer import CharTokenizer as CharTokenizer
+    from minilm.training.loop import train as train
 
 _HOME = {
-    "CharTokenizer": "tokenizer",
-    "MiniGPT": "model",
-    "ModelConfig": "model",
-    "SelfAttention": "model",
-    "TransformerBlock": "model",
-    "generate": "generation",
-    "generate_samples": "generation",
+    "CharTokenizer": "data.tokenizer",
+    "MiniGPT": "model.gpt",
+    "ModelConfig": "model.config",
+    "SelfAttention": "model.gpt",
+    "TransformerBlock": "model.gpt",
+    "generate": "generation.text",
+    "generate_samples": "generation.text",
     "load": "checkpoint",
-    "load_wikitext": "corpus",
-    "stream": "generation",
-    "train": "training",
+    "load_wikitext": "data.corpus",
+    "stream": "generation.text",
+    "train": "training.loop",
 }
 __all__ = list(_HOME)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minilm.errors import InputError
 from minilm.files import sha256_of
 from minilm.rows import Rows, experiments_of
-from minilm.source import Source
+from minilm.data.provenance import Source
 from minilm.versions import MODEL, Cache, Version, folder_digest, versions
 
 if TYPE_CHECKING:

@@ -4,83 +4,96 @@
     config.json         the model's shape, the parameters and data that made it, digests of the other files
     tokenizer.json      the vocabulary
 
-Nothing is ever unpickled, and parts that do not belong together are refused.
+Nothing is ever unpickled, and parts that do not belong together are refused. To read what the folder says
+of its model takes no torch.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
+from minilm.data.provenance import Source
+from minilm.data.tokenizer import CharTokenizer
 from minilm.errors import InputError
 from minilm.files import all_or_nothing, sha256_of
-from minilm.model import MiniGPT, ModelConfig
-from minilm.source import Source
-from minilm.tokenizer import CharTokenizer
+from minilm.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from minilm.model.gpt import MiniGPT
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelInfo:
     """What config.json says of a model.
 
     Attributes:
         config: the model's shape.
-        params: the parameters that made it, by their names in params.yaml.
+        params: the parameters that trained it, by their names in params.yaml.
         data: where the text came from.
-        made_with: torch's version, the device and the thread count, on which the bytes depend.
-        model_sha256: digest of model.safetensors, the model's name in the lab notebook.
+        environment: torch's version, device, precision and threads, on which the bytes depend.
+        model_sha256: digest of model.safetensors, by which MLflow's run of the model is found.
+        folder_sha256: digest of config.json, which holds those of the other two files.
+        tokenizer_sha256: digest of tokenizer.json.
     """
 
     config: ModelConfig
     params: dict[str, Any]
     data: Source
-    made_with: dict[str, Any]
+    environment: dict[str, Any]
     model_sha256: str
+    tokenizer_sha256: str
+    folder_sha256: str
 
 
 def save(
     folder: str | Path,
-    model: MiniGPT,
+    model: "MiniGPT",
     tokenizer: CharTokenizer,
     params: dict[str, Any],
     data: Source,
-    made_with: dict[str, Any],
+    environment: dict[str, Any],
 ) -> None:
-    """Write the model folder; the last three arguments are as in ModelCard."""
+    """Write the model folder; the last three arguments are as in ModelInfo."""
+    from safetensors.torch import save_file
+
     assert tokenizer.vocab_size == model.config.vocab_size
     with all_or_nothing(folder) as new:
         save_file({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, new / WEIGHTS)
         tokenizer.save(new / TOKENIZER)
-        card = {
+        info = {
             "model": asdict(model.config),
             "params": params,
             "data": asdict(data),
-            "made_with": made_with,
+            "environment": environment,
             "sha256": {name: sha256_of(new / name) for name in (WEIGHTS, TOKENIZER)},
         }
-        (new / CONFIG).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (new / CONFIG).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[MiniGPT, CharTokenizer]:
+def load(folder: str | Path, device: "torch.device | str" = "cpu") -> "tuple[MiniGPT, CharTokenizer]":
     """The model, in evaluation mode, and its tokenizer.
 
     Raises:
         InputError: the folder is missing or damaged, or its parts do not belong together.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from minilm.model.gpt import MiniGPT
+
     folder = Path(folder)
-    card = read_card(folder)
+    info = read_info(folder)
     tokenizer = CharTokenizer.load(folder / TOKENIZER)
-    if tokenizer.vocab_size != card.config.vocab_size:
+    if tokenizer.vocab_size != info.config.vocab_size:
         raise InputError(
-            f"{folder}: {TOKENIZER} has {tokenizer.vocab_size} ids, {CONFIG} says {card.config.vocab_size}"
+            f"{folder}: {TOKENIZER} has {tokenizer.vocab_size} ids, {CONFIG} says {info.config.vocab_size}"
         )
-    model = MiniGPT(card.config)
+    model = MiniGPT(info.config)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
@@ -89,7 +102,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[MiniGP
     return model.to(device).eval(), tokenizer
 
 
-def read_card(folder: str | Path) -> ModelCard:
+def read_info(folder: str | Path) -> ModelInfo:
     """What the folder says of its model, after a check that all of it is there and undamaged.
 
     Raises:
@@ -101,19 +114,32 @@ def read_card(folder: str | Path) -> ModelCard:
             raise InputError(
                 f"{folder}: {name} is missing; train a model with `dvc repro` or get it with `dvc pull`"
             )
-    try:
-        card = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config, digests = ModelConfig(**card["model"]), card["sha256"]
-        digests = {name: digests[name] for name in (WEIGHTS, TOKENIZER)}
-        described = ModelCard(
-            config, card["params"], Source(**card["data"]), card["made_with"], digests[WEIGHTS]
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: {CONFIG} is damaged: {error!r}") from None
-    for name, digest in digests.items():
+    info = parse_info((folder / CONFIG).read_bytes(), folder)
+    for name, digest in ((WEIGHTS, info.model_sha256), (TOKENIZER, info.tokenizer_sha256)):
         if sha256_of(folder / name) != digest:
             raise InputError(
                 f"{folder}: {name} is damaged or of another model: its SHA-256 is not the one in {CONFIG}; "
-                "`dvc checkout --force` brings the last trained model back"
+                "`dvc checkout --force` restores the last trained model"
             )
-    return described
+    return info
+
+
+def parse_info(content: bytes, where: str | Path) -> ModelInfo:
+    """What the content of a config.json says; `where` it was, for the message.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        found = json.loads(content)
+        return ModelInfo(
+            ModelConfig(**found["model"]),
+            found["params"],
+            Source(**found["data"]),
+            found["environment"],
+            found["sha256"][WEIGHTS],
+            found["sha256"][TOKENIZER],
+            sha256_of(content),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{where}: {CONFIG} is damaged: {error!r}") from None

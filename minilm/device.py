@@ -1,11 +1,8 @@
-"""What does the work: which device, how precisely, how fast it could be, and its memory."""
+"""The device that computes: which one, in which precision, and how fast it could be."""
 
-import ctypes
 import functools
-import shlex
-import sys
 import time
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +19,7 @@ def choose_device(name: str, index: int = 0) -> torch.device:
     if name == "auto":
         name = next(kind for kind, is_there in available.items() if is_there)
     if not available[name]:
-        raise InputError(f"device: {name} is not to be had here; take auto or cpu")
+        raise InputError(f"device: {name} is unavailable here; use auto or cpu")
     return torch.device(name, index) if name == "cuda" else torch.device(name)
 
 
@@ -42,11 +39,22 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
+def describe_environment(device: torch.device, precision: torch.dtype, processes: int) -> dict[str, Any]:
+    """What the bytes of a trained model depend on besides parameters, data and code."""
+    return {
+        "torch": torch.__version__,
+        "device_type": device.type,
+        "precision": str(precision).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+    }
+
+
 @functools.cache
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product, measured in half a second.
+    """Floating-point operations per second of a large matrix product, measured for half a second.
 
-    The yardstick of model FLOP utilisation: no training on this machine gets past it.
+    The peak that MFU is a share of: no training on this machine exceeds it.
     """
     size = 4096 if device.type == "cuda" else 1024
     matrix = torch.ones(size, size, dtype=dtype, device=device)
@@ -56,27 +64,3 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         (matrix @ matrix)[0, 0].item()  # .item() waits for the result
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def quote_compiler_paths() -> None:
-    """Let torch's compiler link also where it is installed below a folder with a space in its name.
-
-    It quotes the paths of headers for the shell, but not that of its libraries.
-    """
-    from torch.utils import cpp_extension
-
-    if Path(cpp_extension.TORCH_LIB_PATH).is_dir():  # not quoted yet
-        cpp_extension.TORCH_LIB_PATH = shlex.quote(cpp_extension.TORCH_LIB_PATH)
-
-
-def keep_freed_memory() -> None:
-    """Tell the C library to reuse the memory that this process frees instead of handing it back.
-
-    Each step frees and takes the same large pieces. Handing them back in between costs the kernel
-    thousands of page faults a step, up to a tenth of the time. Elsewhere than on Linux with glibc nothing
-    happens.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)

@@ -28,9 +28,11 @@ def all_or_nothing(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary)
 
 
-def sha256_of(path: str | Path) -> str:
-    """The file's SHA-256 digest, in hexadecimal."""
-    with Path(path).open("rb") as file:
+def sha256_of(content: str | Path | bytes) -> str:
+    """The SHA-256 digest, in hexadecimal, of a file, given by its path, or of bytes."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with Path(content).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -23,6 +23,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from minilm.errors import InputError
+from minilm.generation.config import Sampling
+from minilm.model.config import ModelConfig
 
 
 def _no_fraction(value: Any) -> Any:
@@ -79,30 +81,45 @@ class EncodeParams(StageParams):
 class TrainParams(StageParams):
     """The model and the recipe that trains it."""
 
-    block_size: Int = Field(128, ge=1, le=65536, description="characters that the model sees at once")
-    embed_dim: Int = Field(128, ge=1, le=16384, description="width of the residual stream")
-    num_heads: Int = Field(4, ge=1, le=256, description="attention heads a block; must divide embed_dim")
-    num_layers: Int = Field(2, ge=1, le=256, description="transformer blocks")
-    mlp_ratio: Int = Field(4, ge=1, le=64, description="width of the MLP's hidden layer, in embed_dims")
+    block_size: Int = Field(
+        ModelConfig.block_size, ge=1, le=65536, description="characters that the model sees at once"
+    )
+    embed_dim: Int = Field(ModelConfig.embed_dim, ge=1, le=16384, description="width of the residual stream")
+    num_heads: Int = Field(
+        ModelConfig.num_heads, ge=1, le=256, description="attention heads a block; must divide embed_dim"
+    )
+    num_layers: Int = Field(ModelConfig.num_layers, ge=1, le=256, description="transformer blocks")
+    mlp_ratio: Int = Field(
+        ModelConfig.mlp_ratio, ge=1, le=64, description="width of the MLP's hidden layer, in embed_dims"
+    )
     position: Literal["learned", "sinusoidal", "rope", "alibi"] = Field(
-        "learned", description="how the model knows where a character stands"
+        ModelConfig.position, description="how the model knows where a character stands"
     )
     activation: Literal["relu", "gelu", "relu2", "swiglu"] = Field(
-        "relu", description="non-linearity of the MLP; relu2 is the square of relu"
+        ModelConfig.activation, description="non-linearity of the MLP; relu2 is the square of relu"
     )
     normalization: Literal["layernorm", "rmsnorm"] = Field(
-        "layernorm", description="what brings the residual stream to unit scale before each part"
+        ModelConfig.normalization,
+        description="what brings the residual stream to unit scale before each part",
     )
-    qk_norm: bool = Field(False, description="normalise each head's queries and keys too")
-    tied_embeddings: bool = Field(True, description="score characters with the embedding that reads them")
-    biases: bool = Field(True, description="a bias in each linear layer and LayerNorm")
-    attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the attention weights")
-    mlp_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the MLP's output")
+    qk_norm: bool = Field(ModelConfig.qk_norm, description="normalise each head's queries and keys too")
+    tied_embeddings: bool = Field(
+        ModelConfig.tied_embeddings, description="score characters with the embedding that reads them"
+    )
+    biases: bool = Field(ModelConfig.biases, description="a bias in each linear layer and LayerNorm")
+    attention_dropout: float = Field(
+        ModelConfig.attention_dropout, ge=0, lt=1, description="dropout on the attention weights"
+    )
+    mlp_dropout: float = Field(ModelConfig.mlp_dropout, ge=0, lt=1, description="dropout on the MLP's output")
     logit_softcap: float = Field(
-        0.0, ge=0, le=10**6, description="keeps logits below this size, smoothly; 0 means no limit"
+        ModelConfig.logit_softcap,
+        ge=0,
+        le=10**6,
+        description="keeps logits below this size, smoothly; 0 means no limit",
     )
     zero_init_projections: bool = Field(
-        False, description="start the layers that write into the residual stream at zero"
+        ModelConfig.zero_init_projections,
+        description="start the layers that write into the residual stream at zero",
     )
     batch_size: Int = Field(
         32, ge=1, le=65536, description="windows of block_size characters a step, on all devices together"
@@ -173,20 +190,30 @@ class SampleParams(StageParams):
 
     prompt: Text = Field("The ", description="text that the samples continue")
     num_samples: Int = Field(3, ge=1, le=10000, description="samples to write")
-    max_new_tokens: Int = Field(200, ge=1, le=10**7, description="characters to write after the prompt")
-    temperature: float = Field(
-        0.8, ge=0, le=100, description="below 1 safer, above 1 wilder, 0 the likeliest"
+    max_new_tokens: Int = Field(
+        Sampling.max_new_tokens, ge=1, le=10**7, description="characters to write after the prompt"
     )
-    top_k: Int = Field(50, ge=0, le=10**7, description="choose among the k likeliest characters; 0 means all")
+    temperature: float = Field(
+        Sampling.temperature, ge=0, le=100, description="below 1 safer, above 1 wilder, 0 the likeliest"
+    )
+    top_k: Int = Field(
+        Sampling.top_k, ge=0, le=10**7, description="choose among the k likeliest characters; 0 means all"
+    )
     top_p: float = Field(
-        1.0, gt=0, le=1, description="choose among the likeliest that together have this probability"
+        Sampling.top_p,
+        gt=0,
+        le=1,
+        description="choose among the likeliest that together have this probability",
     )
     min_p: float = Field(
-        0.0, ge=0, le=1, description="leave out characters less likely than this share of the likeliest"
+        Sampling.min_p,
+        ge=0,
+        le=1,
+        description="leave out characters less likely than this share of the likeliest",
     )
-    stop: str = Field("", description="a sample ends before this text; empty for none")
+    stop: str = Field(Sampling.stop, description="a sample ends before this text; empty for none")
     sample_seed: Int = Field(
-        1337, ge=0, lt=2**32, description="seed of the first sample; the next takes the next"
+        Sampling.seed, ge=0, lt=2**32, description="seed of the first sample; the next takes the next"
     )
     device: Device = DEVICE
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from minilm.batches import write_tokens
+from minilm.data.batches import write_tokens
 from minilm.files import SPLITS, all_or_nothing, read_pieces
 from minilm.params import load_params
-from minilm.source import Source
-from minilm.tokenizer import CharTokenizer
+from minilm.data.provenance import Source
+from minilm.data.tokenizer import CharTokenizer
 from stages import run
 
 RAW, ENCODED = Path("data/raw"), Path("data/encoded")

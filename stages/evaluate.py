@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from minilm import checkpoint, pages, plots, tracking
-from minilm.baselines import baselines
-from minilm.batches import open_tokens
+from minilm.evaluation.ngram import baselines
+from minilm.data.batches import open_tokens
 from minilm.checkpoint import ModelCard
 from minilm.device import choose_device, choose_precision
-from minilm.evaluation import evaluate, surprisals
+from minilm.evaluation.scoring import evaluate, surprisals
 from minilm.files import all_or_nothing
-from minilm.model import MiniGPT
+from minilm.model.gpt import MiniGPT
 from minilm.params import FIELDS, Params, load_params
-from minilm.tokenizer import CharTokenizer, Ids
+from minilm.data.tokenizer import CharTokenizer, Ids
 from stages import project_root, run
 
 MODEL, ENCODED, REPORTS = Path("models/minilm"), Path("data/encoded"), Path("reports")
@@ -82,11 +82,11 @@ def score(params: Params) -> tuple[dict[str, float], list[Path]]:
         (new / "report.html").write_text(page, encoding="utf-8")
         written = sorted(REPORTS / file.name for file in new.iterdir())
     print(
-        f"evaluate: loss {result.loss:.4f} nats a character, {result.bits_per_char:.4f} bits a character, "
+        f"evaluate: loss {result.loss:.4f} nats per character, {result.bits_per_char:.4f} bits per character, "
         f"accuracy {result.accuracy:.1%}"
     )
     for name, loss in simpler.items():
-        print(f"evaluate: {loss:.4f} nats a character by a {name}")
+        print(f"evaluate: {loss:.4f} nats per character by a {name}")
     print(f"evaluate: all of it, with pictures: {REPORTS / 'report.html'}")
     return metrics, written
 

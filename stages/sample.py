@@ -9,9 +9,9 @@ from minilm import checkpoint, pages, plots, tracking
 from minilm.device import choose_device
 from minilm.files import all_or_nothing
 from minilm.generation import Sampling, name_characters, sample_ids
-from minilm.model import MiniGPT
+from minilm.model.gpt import MiniGPT
 from minilm.params import SampleParams, load_params
-from minilm.tokenizer import CharTokenizer
+from minilm.data.tokenizer import CharTokenizer
 from stages import project_root, run
 
 MODEL, REPORTS = Path("models/minilm"), Path("reports")

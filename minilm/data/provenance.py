@@ -1,0 +1,47 @@
+"""Where the text came from: what data/raw/source.json says, and every later stage repeats."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text's origin.
+
+    Attributes:
+        dataset: what params.yaml asked for.
+        origin: what it was, such as `hub:Salesforce/wikitext:wikitext-2-raw-v1`, `file:book.txt` or `sample`.
+        fallback_for: the dataset that the bundled sample replaces, if it does.
+        characters: the length of each split.
+        sha256: digest of the three splits' digests.
+    """
+
+    dataset: str
+    origin: str
+    fallback_for: str | None
+    characters: dict[str, int]
+    sha256: str
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Source":
+        """Read what `save` wrote."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+    def __str__(self) -> str:
+        """One line for the user; loud where the sample text replaces a dataset."""
+        if self.fallback_for:
+            return fallback_warning(self.fallback_for)
+        return f"text from {self.origin}, {self.characters['train']:,} characters to train on"
+
+
+def fallback_warning(dataset: str) -> str:
+    """What the user must know when the sample text replaces a dataset."""
+    return (
+        f"WARNING: {dataset} could not be downloaded from the Hugging Face Hub; this is the BUNDLED SAMPLE "
+        "TEXT, good to try things out, no basis for comparisons. To try again: dvc repro -f download"
+    )

@@ -1,0 +1,273 @@
+"""How well a model predicts a text: every character of it, not a sample."""
+
+import math
+import sys
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from minilm.data.batches import scoring_batches
+from minilm.model.cpu_kernels import keep_freed_memory
+from minilm.errors import InputError
+from minilm.model.gpt import MiniGPT
+from minilm.data.tokenizer import UNKNOWN_ID, CharTokenizer, Ids
+
+KINDS = ("letter", "digit", "space", "punctuation", "other")
+CONFIDENCE_BINS = 15
+_NEAR = 5  # how many of the likeliest characters top5_accuracy looks at
+_WINDOWS_AT_ONCE = 64
+_LOGITS_AT_ONCE = 1 << 24  # fewer windows where the vocabulary or the window is large; 64 MB in float32
+
+Floats = npt.NDArray[np.floating]
+
+
+class PositionRow(NamedTuple):
+    """How well characters with so much context are predicted."""
+
+    context: int  # characters before it in the window
+    loss: float  # nats per character
+    characters: int
+
+
+class KindRow(NamedTuple):
+    """How well characters of one kind are predicted."""
+
+    kind: str  # one of KINDS
+    loss: float  # nats per character
+    accuracy: float
+    characters: int
+    share: float  # of the scored characters
+
+
+class ReliabilityRow(NamedTuple):
+    """Whether the model is right as often as it says: its guesses of about the same confidence."""
+
+    confidence: float  # probability that the model gives its likeliest character, mean in the bin
+    accuracy: float
+    characters: int
+    lower: float  # the bin is (lower, upper]
+    upper: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over every character of the text but the first, which nothing comes before; and tables.
+
+    calibration_error is how far confidence and accuracy lie apart, the mean over bins of equal width
+    weighted by their characters ("On Calibration of Modern Neural Networks", Guo et al., 2017).
+
+    The rows of by_kind and reliability share out the same characters; a kind or bin without any has no
+    row. by_position counts each prediction of each window, also those that are only context for the
+    others, so that it begins at one character of context. Windows overlap: its characters add up to more
+    than the text's.
+    """
+
+    loss: float  # nats per character
+    bits_per_char: float
+    perplexity: float  # a character
+    word_perplexity: float  # a word between white space, from the whole text's nats
+    accuracy: float  # share of characters that were the likeliest one
+    top5_accuracy: float  # share of characters that were among the five likeliest
+    calibration_error: float
+    unknown_char_rate: float  # share of characters that the vocabulary lacks
+    by_position: list[PositionRow]
+    by_kind: list[KindRow]
+    reliability: list[ReliabilityRow]
+
+    def metrics(self) -> dict[str, float]:
+        """The figures by name, without the tables."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, float)}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: MiniGPT,
+    tokenizer: CharTokenizer,
+    tokens: Ids,
+    context: int | None = None,
+    batch_size: int = _WINDOWS_AT_ONCE,
+    precision: torch.dtype = torch.float32,
+) -> Evaluation:
+    """Score every character of `tokens` once, each with at least `context` characters before it.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: knows which ids are letters, white space and so on.
+        tokens: (tokens,), at least 2.
+        context: less than block_size; None is half of block_size. More is fairer to the model and slower.
+        batch_size: windows at once at most; the result does not depend on it but for rounding.
+        precision: of the matrix products, float32 or bfloat16; what comes after the logits is in float32,
+            and sums are in float64.
+
+    Raises:
+        InputError: the text is too short or the context too long.
+    """
+    keep_freed_memory()
+    kinds = _kinds(tokenizer)
+    # Rows of sums: a sum's error stays below that of its terms.
+    by_position = np.zeros((2, min(model.config.block_size, max(0, len(tokens) - 1))))  # characters, nats
+    by_kind = np.zeros((4, len(KINDS)))  # characters, nats, right guesses, right among the five likeliest
+    by_confidence = np.zeros((3, CONFIDENCE_BINS))  # characters, confidence, right guesses
+    for log_probs, targets, scored in _predictions(model, tokens, context, batch_size, precision):
+        nats = -_of_targets(log_probs, targets)  # (batch, time)
+        log_probs, targets = log_probs[scored], targets[scored]  # (scored, V) and (scored,)
+        confidence, guesses = log_probs.max(-1)
+        right = guesses == targets
+        near = (log_probs.topk(min(_NEAR, log_probs.shape[-1])).indices == targets[:, None]).any(-1)
+
+        positions = np.broadcast_to(np.arange(nats.shape[1]), nats.shape)
+        by_position += _sums(positions.ravel(), by_position.shape[1], nats.flatten())
+        by_kind += _sums(kinds[targets.cpu().numpy()], len(KINDS), nats[scored], right, near)
+        confidence = confidence.exp()
+        by_confidence += _sums(_bins(confidence.cpu().numpy()), CONFIDENCE_BINS, confidence, right)
+    predictions, nats_of_text, right_of_text, near_of_text = by_kind.sum(1).tolist()
+    _, confidence_sums, right_sums = by_confidence
+    loss = nats_of_text / predictions
+    return Evaluation(
+        loss=loss,
+        bits_per_char=loss / math.log(2),
+        perplexity=_exp(loss),
+        word_perplexity=_exp(nats_of_text / max(1, count_words(tokens, tokenizer))),
+        accuracy=right_of_text / predictions,
+        top5_accuracy=near_of_text / predictions,
+        calibration_error=float(np.abs(confidence_sums - right_sums).sum()) / predictions,
+        unknown_char_rate=float(np.count_nonzero(tokens == UNKNOWN_ID)) / len(tokens),
+        by_position=[
+            PositionRow(context, nats / characters, int(characters))
+            for context, (characters, nats) in enumerate(by_position.T.tolist(), start=1)
+        ],
+        by_kind=[
+            KindRow(kind, nats / characters, right / characters, int(characters), characters / predictions)
+            for kind, (characters, nats, right, _) in zip(KINDS, by_kind.T.tolist(), strict=True)
+            if characters
+        ],
+        reliability=[
+            ReliabilityRow(
+                confidence / characters,
+                right / characters,
+                int(characters),
+                index / CONFIDENCE_BINS,
+                (index + 1) / CONFIDENCE_BINS,
+            )
+            for index, (characters, confidence, right) in enumerate(by_confidence.T.tolist())
+            if characters
+        ],
+    )
+
+
+class Surprisals(NamedTuple):
+    """What the model expected at each of some characters of a text, and how much the text surprised it."""
+
+    bits: Floats  # (count,), -log2 of the probability of the character that came
+    candidates: npt.NDArray[np.int64]  # (count, candidates), the likeliest ids, the likeliest first
+    probabilities: Floats  # (count, candidates), theirs
+
+
+@torch.inference_mode()
+def surprisals(
+    model: MiniGPT, tokens: Ids, context: int | None, first: int, count: int, candidates: int = 5
+) -> Surprisals:
+    """Look at `count` characters of a text from index `first` on, or as many as there are.
+
+    Args:
+        model: in evaluation mode.
+        tokens: (tokens,).
+        context: characters that each has before it at least, where the text has them; less than
+            block_size, and None is half of it.
+        first: in [1, tokens): nothing comes before character 0.
+        count: at least 1.
+        candidates: likeliest characters to return; at most the vocabulary's size come back.
+
+    Raises:
+        InputError: `first` or `context` is out of its range.
+    """
+    if not 1 <= first < len(tokens):
+        raise InputError(f"the first character to look at, {first}, must be from 1 to {len(tokens) - 1}")
+    context = _require_context(model, context)
+    start = max(0, first - max(1, context))
+    skipped = first - start - 1  # scored on the way, for being in the windows
+    found = []
+    for log_probs, targets, scored in _predictions(
+        model, tokens[start : first + count], context, _WINDOWS_AT_ONCE, torch.float32
+    ):
+        log_probs, targets = log_probs[scored], targets[scored]
+        likeliest = log_probs.topk(min(candidates, log_probs.shape[-1]))
+        bits = -_of_targets(log_probs, targets) / math.log(2)
+        found.append((bits, likeliest.indices, likeliest.values.exp()))
+    return Surprisals(*(torch.cat(parts)[skipped:].cpu().numpy() for parts in zip(*found, strict=True)))
+
+
+def count_words(tokens: Ids, tokenizer: CharTokenizer) -> int:
+    """Words between white space, as `str.split` counts them."""
+    is_space = np.array([False, *(character.isspace() for character in tokenizer.characters)])[tokens]
+    starts_word = ~is_space & np.concatenate([[True], is_space[:-1]])
+    return int(starts_word.sum())
+
+
+def kind_of(character: str) -> str:
+    """Which of KINDS a character is, by its general category in Unicode."""
+    if character.isspace():
+        return "space"
+    major = unicodedata.category(character)[0]
+    return {"L": "letter", "N": "digit", "P": "punctuation", "S": "punctuation"}.get(major, "other")
+
+
+def _kinds(tokenizer: CharTokenizer) -> npt.NDArray[np.int64]:
+    """Index into KINDS of each id, (V,)."""
+    names = ["other", *map(kind_of, tokenizer.characters)]  # id 0 is the unknown character
+    return np.array([KINDS.index(name) for name in names])
+
+
+def _require_context(model: MiniGPT, context: int | None) -> int:
+    block_size = model.config.block_size
+    context = block_size // 2 if context is None else context
+    if not 0 <= context < block_size:
+        raise InputError(f"eval_context: {context} must be below the model's block_size, {block_size}")
+    return context
+
+
+def _predictions(
+    model: MiniGPT, tokens: Ids, context: int | None, batch_size: int, precision: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Log probabilities (batch, time, V), what came (batch, time), which of them to score (batch, time)."""
+    if len(tokens) < 2:
+        raise InputError("the test text needs at least 2 characters")
+    context = _require_context(model, context)
+    device = model.token_embedding.weight.device
+    logits_of_window = model.config.block_size * model.config.vocab_size
+    batch_size = max(1, min(batch_size, _LOGITS_AT_ONCE // logits_of_window))
+    for batch in scoring_batches(tokens, model.config.block_size, context, batch_size):
+        inputs, targets, scored = (torch.from_numpy(part).to(device) for part in batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            logits = model(inputs)
+        yield logits.log_softmax(-1), targets, scored
+
+
+def _of_targets(log_probs: Tensor, targets: Tensor) -> Tensor:
+    """The log probability of what came: (..., V) and (...) -> (...)."""
+    return log_probs.gather(-1, targets[..., None])[..., 0]
+
+
+def _bins(confidence: Floats) -> npt.NDArray[np.int64]:
+    """Which bin each probability falls into; what lies on an edge belongs to the bin below it."""
+    bins = np.ceil(confidence.astype(np.float64) * CONFIDENCE_BINS).astype(np.int64) - 1
+    return bins.clip(0, CONFIDENCE_BINS - 1)  # a device's rounding may get past 1
+
+
+def _sums(groups: npt.NDArray[np.int64], count: int, *values: Tensor) -> Floats:
+    """How many there are in each group, then the sum of each of the values: (1 + values, count)."""
+    return np.stack(
+        [np.bincount(groups, minlength=count).astype(np.float64)]
+        + [np.bincount(groups, value.cpu().numpy(), count) for value in values]
+    )
+
+
+def _exp(nats: float) -> float:
+    """E to the nats, or the largest number where that is larger, as for one very long word."""
+    return math.exp(min(nats, math.log(sys.float_info.max)))

@@ -1,0 +1,45 @@
+"""Drawing a character from the model's distribution: temperature, top_k, top_p and min_p."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minilm.data.tokenizer import UNKNOWN_ID
+from minilm.generation.config import Sampling
+
+
+def limit(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Minus infinity for what must not be drawn, by one limit after the other: (B, V) -> (B, V)."""
+    if not (0 < sampling.top_k < logits.shape[-1] or sampling.top_p < 1 or sampling.min_p):
+        return logits
+    logits[:, UNKNOWN_ID] = -torch.inf
+    ranked, order = logits.sort(descending=True, stable=True)
+    if sampling.top_k:
+        ranked[:, sampling.top_k :] = -torch.inf
+    probabilities = torch.softmax(ranked / max(sampling.temperature, 1e-30), dim=-1)
+    # A character stays if those before it have not reached top_p yet, so the most likely always does.
+    ranked[probabilities.cumsum(-1) - probabilities >= sampling.top_p] = -torch.inf
+    ranked[probabilities < sampling.min_p * probabilities[:, :1]] = -torch.inf
+    return torch.empty_like(logits).scatter(-1, order, ranked)
+
+
+def gumbel_noise(
+    seeds: Sequence[int], vocab_size: int, temperature: float, device: torch.device
+) -> Iterator[Tensor]:
+    """What makes the largest logit a draw from softmax(logits / temperature); yields (B, V) per character.
+
+    Gumbel noise times the temperature: the Gumbel-max trick ("A* Sampling", Maddison et al., 2014). Each of
+    the B texts has its own generator, so that it does not depend on those beside it.
+    """
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    steps = max(1, 2**14 // vocab_size)  # made at once, which is faster
+    while True:
+        exponential = [
+            generator.standard_exponential((steps, vocab_size), np.float32) for generator in generators
+        ]
+        # A zero would be infinite noise, drawn whatever the logit.
+        noise = -temperature * torch.from_numpy(np.stack(exponential, axis=1)).clamp(min=1e-30).log()
+        noise[..., UNKNOWN_ID] = -torch.inf  # never drawn: it stands for no text
+        yield from noise.to(device)

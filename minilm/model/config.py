@@ -1,0 +1,63 @@
+"""The model's configuration: everything that decides its shape, without torch."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from minilm.errors import InputError
+
+POSITIONS = ("learned", "sinusoidal", "rope", "alibi")
+ACTIVATIONS = ("relu", "gelu", "relu2", "swiglu")
+NORMALIZATIONS = ("layernorm", "rmsnorm")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model; the README says what each value means.
+
+    Raises:
+        InputError: the values do not fit together, or a name is unknown.
+    """
+
+    vocab_size: int
+    block_size: int = 128
+    embed_dim: int = 128
+    num_heads: int = 4
+    num_layers: int = 2
+    mlp_ratio: int = 4
+    position: str = "learned"
+    activation: str = "relu"
+    normalization: str = "layernorm"
+    qk_norm: bool = False
+    tied_embeddings: bool = True
+    biases: bool = True
+    attention_dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    logit_softcap: float = 0.0
+    zero_init_projections: bool = False
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise InputError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        if self.position == "rope" and self.head_dim % 2:
+            raise InputError(
+                f"position rope rotates pairs of channels, but a head has {self.head_dim}, an odd number "
+                f"(embed_dim {self.embed_dim} / num_heads {self.num_heads})"
+            )
+        for key, known in (
+            ("position", POSITIONS),
+            ("activation", ACTIVATIONS),
+            ("normalization", NORMALIZATIONS),
+        ):
+            if getattr(self, key) not in known:
+                raise InputError(f"{key} {getattr(self, key)!r} is none of {', '.join(known)}")
+
+    @classmethod
+    def from_params(cls, vocab_size: int, params: Any) -> Self:
+        """The shape that the training parameters (`minilm.params.TrainParams`) ask for."""
+        names = [field.name for field in fields(cls) if field.name != "vocab_size"]
+        return cls(vocab_size, **{name: getattr(params, name) for name in names})
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.embed_dim // self.num_heads

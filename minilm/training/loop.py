@@ -1,0 +1,301 @@
+"""The training loop: take a batch, measure the loss, step against its gradient, report now and then.
+
+What is not training itself hangs on the loop: the progress bar (progress.py), checkpoints and interruption
+(snapshots.py), several processes (distributed.py).
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minilm.data.batches import Batch, RandomBatches, spaced_batches
+from minilm.data.tokenizer import Ids
+from minilm.device import choose_precision, matmul_peak
+from minilm.errors import InputError, TrainingDiverged
+from minilm.model.cpu_kernels import keep_freed_memory, quote_compiler_paths
+from minilm.model.gpt import MiniGPT
+from minilm.params import TrainParams
+from minilm.training.distributed import (
+    Workers,
+    full_state,
+    full_weights,
+    load_full_state,
+    load_full_weights,
+    parallelize,
+)
+from minilm.training.optim import clip_gradients, learning_rate_at, make_optimizers, set_learning_rate
+from minilm.training.progress import progress_bar
+from minilm.training.snapshots import Snapshots, checkpointing
+
+
+class Report(NamedTuple):
+    """How training stands after `step` updates."""
+
+    step: int
+    train_loss: float  # nats per character, mean over the batches since the last report
+    val_loss: float  # nats per character, mean over fixed windows of the validation split
+    learning_rate: float
+    grad_norm: float  # before clipping, mean over the steps since the last report
+    tokens_per_second: float  # characters trained on, without the time for reports
+    mfu: float  # model FLOPs utilization: share of the devices' matrix-product peak
+
+
+def train(
+    model: MiniGPT,
+    train_tokens: Ids,
+    val_tokens: Ids,
+    params: TrainParams,
+    report: Callable[[Report], None] | None = None,
+    snapshots: Snapshots | None = None,
+    workers: Workers | None = None,
+) -> list[Report]:
+    """Train the model in place, on its device; it is left in evaluation mode.
+
+    Args:
+        model: changed in place.
+        train_tokens: (tokens,), at least block_size + 2.
+        val_tokens: (tokens,), at least 2.
+        params: the recipe; its fields for the model's shape are not used.
+        report: called every eval_interval steps and after the last one. Where training resumes from a
+            checkpoint, it is called with the reports before that first.
+        snapshots: where to save checkpoints, at intervals and on SIGINT or SIGTERM, and to resume from.
+            The caller removes them when all is done.
+        workers: the processes that train together; None is this one alone.
+
+    Returns:
+        All reports. Same weights, tokens, params, thread and process count: same reports, but for the
+        rates, and same weights after, whether training was interrupted or not.
+
+    Raises:
+        TrainingInterrupted: SIGINT or SIGTERM came, and the checkpoint is saved.
+        TrainingDiverged: the loss or the gradient is not finite.
+        InputError: a split is too short, or the batch cannot be divided among the processes.
+    """
+    keep_freed_memory()
+    workers = workers or Workers(model.token_embedding.weight.device)
+    training = Training(model, train_tokens, val_tokens, params, workers)
+    gpus = [workers.device] if workers.device.type == "cuda" else []
+    hooks = ([checkpointing(training, snapshots)] if snapshots else []) + [progress_bar(training)]
+    with torch.random.fork_rng(gpus), ExitStack() as stack:  # dropout draws from torch's global generators
+        callbacks = [stack.enter_context(hook) for hook in hooks]
+        for past in training.reports if report else ():
+            report(past)
+        model.train()
+        for inputs, targets in training.batches():
+            training.update(inputs, targets)
+            if training.step % params.eval_interval == 0 or training.step == params.steps:
+                latest = training.report()
+                if report:
+                    report(latest)
+            for callback in callbacks:
+                callback()
+    if params.keep == "best":
+        load_full_weights(model, training.best_weights)
+    model.eval()
+    return training.reports
+
+
+class Training:
+    """A training under way: all that changes from step to step, and what changes it."""
+
+    def __init__(
+        self, model: MiniGPT, train_tokens: Ids, val_tokens: Ids, params: TrainParams, workers: Workers
+    ):
+        params.require_length(len(train_tokens))
+        if len(val_tokens) < 2:
+            raise InputError("the validation split needs at least 2 characters")
+        if params.batch_size % (workers.count * params.grad_accumulation):
+            raise InputError(
+                f"batch_size: {params.batch_size} cannot be divided among {workers.count} processes with "
+                f"{params.grad_accumulation} micro-batches each"
+            )
+        self.model, self.params, self.workers = model, params, workers
+        self.train_tokens, self.val_tokens = train_tokens, val_tokens
+        self.precision = choose_precision(params.precision, workers.device)
+        self.peak_flops = matmul_peak(workers.device, self.precision) * workers.count
+        self.characters_per_step = params.batch_size * model.config.block_size
+        parallel = parallelize(model, params.sharding, workers)
+        self.forward: Callable[[Tensor], Tensor] = parallel
+        if params.compile:
+            quote_compiler_paths()
+            self.forward = torch.compile(parallel)
+        self.optimizers = make_optimizers(model, params)
+        self.step = 0
+        self.measured: list[Tensor] = []  # loss and gradient norm of each step since the last report, (2,)
+        self.reports: list[Report] = []
+        self.best_weights: dict[str, Tensor] = {}
+        self.timed_from, self.timed_steps = time.perf_counter(), 0
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of the batch of each step that remains, on its device."""
+        size, block_size = self.params.batch_size, self.model.config.block_size
+        batches = RandomBatches(self.train_tokens, size, block_size, self.params.seed)
+        remaining = range(self.step + 1, self.params.steps + 1)
+        return _on_device(map(batches.at, remaining), self.workers)
+
+    def update(self, inputs: Tensor, targets: Tensor) -> None:
+        """One step: forward, loss, backward, clip, update; inputs and targets are (batch, time).
+
+        Raises:
+            TrainingDiverged: on a CPU, before the weights are changed.
+        """
+        step, micro_batches = self.step + 1, self.params.grad_accumulation
+        self._seed_dropout(step)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+        loss = torch.zeros((), device=inputs.device)
+        for x, y in zip(inputs.chunk(micro_batches), targets.chunk(micro_batches), strict=True):
+            micro_loss = next_char_loss(self.forward, x, y, self.precision) / micro_batches
+            micro_loss.backward()
+            loss += micro_loss.detach()
+
+        grad_norm = clip_gradients(self.model, self.params.grad_clip)
+        measured = torch.stack([loss, grad_norm])
+        # Reading a number on a GPU waits for it; there only reports and checkpoints do.
+        if inputs.device.type == "cpu":
+            self._require_finite(measured[None], step, " before it")
+
+        set_learning_rate(self.optimizers, learning_rate_at(step, self.params))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step = step
+        self.measured.append(measured)
+        self.timed_steps += 1
+
+    def report(self) -> Report:
+        """Measure the losses, and keep the weights if they are the best so far."""
+        train_loss, grad_norm = (column.mean().item() for column in self._measured_since_report().unbind(1))
+        rate = self.timed_steps * self.characters_per_step / (time.perf_counter() - self.timed_from)
+        windows = spaced_batches(
+            self.val_tokens, self.params.batch_size, self.model.config.block_size, self.params.eval_batches
+        )
+        val_loss = mean_loss(self.model, _on_device(windows, self.workers), self.precision, self.workers)
+        if not math.isfinite(val_loss):
+            raise self._diverged(f"after step {self.step} the validation loss is {val_loss}")
+        latest = Report(
+            self.step,
+            train_loss,
+            val_loss,
+            self.optimizers[0].param_groups[0]["lr"],
+            grad_norm,
+            rate,
+            rate * self.model.flops_per_token / self.peak_flops,
+        )
+        lowest = min((past.val_loss for past in self.reports), default=math.inf)
+        if self.params.keep == "best" and val_loss < lowest:
+            self.best_weights = full_weights(self.model)
+        self.reports.append(latest)
+        self.measured.clear()
+        self.timed_from, self.timed_steps = time.perf_counter(), 0
+        return latest
+
+    def state(self) -> dict[str, Any]:
+        """All that changes, for a checkpoint; the processes call it together, the first one saves it."""
+        measured = self._measured_since_report().cpu()  # first, since it refuses to save what has diverged
+        return {
+            **full_state(self.model, self.optimizers),
+            "step": self.step,
+            "measured": measured,
+            "reports": [tuple(report) for report in self.reports],
+            "best_weights": self.best_weights,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to what `state` gave."""
+        load_full_state(self.model, self.optimizers, state)
+        self.step, self.best_weights = state["step"], state["best_weights"]
+        self.measured = list(state["measured"].to(self.workers.device).unbind())
+        self.reports = [Report(*values) for values in state["reports"]]
+
+    def _seed_dropout(self, step: int) -> None:
+        """Seed it for each step, so that no generator's state has to be saved to resume."""
+        if self.model.config.attention_dropout or self.model.config.mlp_dropout:
+            seed = np.random.SeedSequence((self.params.seed, step, self.workers.rank))
+            torch.manual_seed(int(seed.generate_state(1)[0]))
+
+    def _measured_since_report(self) -> Tensor:
+        """Loss and gradient norm of the steps since the last report, mean of all processes: (steps, 2)."""
+        if not self.measured:
+            return torch.empty(0, 2)
+        measured = self.workers.mean(torch.stack(self.measured))
+        self._require_finite(measured, self.step - len(measured) + 1, "")
+        return measured
+
+    def _require_finite(self, measured: Tensor, first_step: int, when: str) -> None:
+        """Refuse losses and gradient norms, (steps, 2), that are not finite."""
+        bad = ~measured.isfinite().all(1)
+        if bad.any():
+            index = int(bad.nonzero()[0])
+            loss, norm = measured[index].tolist()
+            raise self._diverged(
+                f"step {first_step + index}: the loss is {loss:.4g} and the gradient norm {norm:.4g}; "
+                f"training stopped{when}"
+            )
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what}; try a lower learning_rate ({self.params.learning_rate:g} now), more warmup_steps "
+            f"({self.params.warmup_steps} now) or precision fp32"
+        )
+
+
+def next_char_loss(
+    forward: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    precision: torch.dtype,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy of the next character, in nats, mean or sum: (batch, time) twice -> (), in float32.
+
+    Matrix products are computed in `precision`, the softmax over the vocabulary in float32 ("Mixed
+    Precision Training", Micikevicius et al., 2018).
+    """
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+        logits = forward(inputs)  # (batch, time, vocabulary)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+
+
+@torch.no_grad()
+def mean_loss(
+    model: MiniGPT, batches: Iterable[tuple[Tensor, Tensor]], precision: torch.dtype, workers: Workers
+) -> float:
+    """Mean loss of all processes' batches, in nats per character, without dropout."""
+    was_training = model.training
+    model.eval()
+    total = torch.zeros(2, dtype=torch.float64)  # nats, characters
+    for inputs, targets in batches:
+        nats = next_char_loss(model, inputs, targets, precision, reduction="sum")
+        total += torch.tensor([nats, targets.numel()], dtype=torch.float64)
+    model.train(was_training)
+    nats, characters = workers.mean(total).tolist()
+    return nats / characters
+
+
+def best_report(reports: list[Report]) -> Report:
+    """The one with the lowest validation loss, the first of equals."""
+    return min(reports, key=lambda report: report.val_loss)
+
+
+def _on_device(batches: Iterable[tuple[Batch, Batch]], workers: Workers) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's rows of the batches, on its device; on a GPU copied a batch ahead of their use."""
+    ahead: list[tuple[Tensor, Tensor]] = []
+    for batch in batches:
+        inputs, targets = (workers.share(torch.from_numpy(part)) for part in batch)
+        if workers.device.type == "cuda":
+            # From pinned memory the copy runs beside the computation of the batch before.
+            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+        ahead.append(
+            (inputs.to(workers.device, non_blocking=True), targets.to(workers.device, non_blocking=True))
+        )
+        if len(ahead) > 1:
+            yield ahead.pop(0)
+    yield from ahead

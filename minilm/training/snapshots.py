@@ -1,0 +1,148 @@
+"""Checkpoints of a training that is under way, from which it resumes after an interruption.
+
+A checkpoint is one file: the SHA-256 of what follows, in hexadecimal, and torch's own format. It is written
+under another name and renamed, and the one before it stays, so that whenever the process or the machine
+stops, one whole checkpoint is there.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from minilm.errors import TrainingInterrupted
+
+if TYPE_CHECKING:
+    from minilm.training.loop import Training
+
+DIGEST_LENGTH = 64
+# Saving may take at most this share of the time, whatever the interval.
+LARGEST_SHARE = 0.005
+
+
+class Snapshots:
+    """The checkpoints of one training.
+
+    Args:
+        folder: theirs alone.
+        interval: seconds between two of them.
+    """
+
+    def __init__(self, folder: str | Path, interval: float):
+        self.folder, self.interval = Path(folder), interval
+        self._asked = time.monotonic()
+        self._next = self._asked + interval
+
+    def due(self) -> bool:
+        """Whether it is time to save; asked right before, since the cost of a checkpoint is counted from here."""
+        self._asked = time.monotonic()
+        return self._asked >= self._next
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint after `step`; it and the one before it stay."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / "unfinished"
+        with unfinished.open("wb") as file:
+            file.write(hashlib.sha256(content).hexdigest().encode())
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self.folder / f"step-{step:010}")
+        for old in self._files()[:-2]:
+            old.unlink()
+        now = time.monotonic()
+        self._next = now + max(self.interval, (now - self._asked) / LARGEST_SHARE)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is undamaged, or None; damaged ones are reported and removed."""
+        _, content = self._newest()
+        return torch.load(io.BytesIO(content), weights_only=True) if content else None
+
+    @property
+    def newest_step(self) -> int:
+        """The step after which the checkpoint that `load` returns was saved; 0 if there is none."""
+        return self._newest()[0]
+
+    def remove(self) -> None:
+        """Remove all checkpoints: the training is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest(self) -> tuple[int, bytes]:
+        """Step and content of the newest undamaged checkpoint; 0 and nothing if there is none."""
+        for path in reversed(self._files()):
+            with suppress(FileNotFoundError):  # another process of this training has just removed it
+                whole = path.read_bytes()
+                digest, content = whole[:DIGEST_LENGTH], whole[DIGEST_LENGTH:]
+                if hashlib.sha256(content).hexdigest().encode() == digest:
+                    return int(path.name.removeprefix("step-")), content
+                path.unlink()
+                print(
+                    f"WARNING: {path} is damaged; training resumes from an earlier checkpoint, if any",
+                    file=sys.stderr,
+                )
+        return 0, b""
+
+    def _files(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("step-*"))
+
+
+@contextmanager
+def checkpointing(training: "Training", snapshots: Snapshots) -> Iterator[Callable[[], None]]:
+    """Resume from the newest checkpoint; yields what saves one after a step, if it is time.
+
+    What it yields raises TrainingInterrupted after SIGINT or SIGTERM, when the checkpoint is saved.
+    """
+    if state := snapshots.load():
+        training.restore(state)
+    with interruption() as signals:
+
+        def after_step() -> None:
+            due, stop = training.workers.any(snapshots.due(), bool(signals))
+            if due or stop:
+                state = training.state()
+                if training.workers.rank == 0:
+                    snapshots.save(training.step, state)
+            if stop:
+                raise TrainingInterrupted(
+                    f"stopped by {' '.join(signals) or 'another process'} after step {training.step} of "
+                    f"{training.params.steps}; the checkpoint is saved, and the same command resumes from it"
+                )
+
+        yield after_step
+
+
+@contextmanager
+def interruption() -> Iterator[list[str]]:
+    """A list that receives the name of SIGINT or SIGTERM, which then does not end the process.
+
+    Only in the main thread; elsewhere the list stays empty, as Python allows no handlers.
+    """
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
