@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from minilm.data.provenance import Source
 from tqdm import tqdm
 
 from minilm import CharTokenizer, MiniGPT, ModelConfig, checkpoint
 from minilm.device import choose_precision
 from minilm.params import load_params, load_recipe
-from minilm.source import Source
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.md"

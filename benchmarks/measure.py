@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from minilm.data.batches import open_tokens
 
 from benchmarks import plain
 from minilm import CharTokenizer, MiniGPT, ModelConfig, generate, generate_samples, stream
-from minilm.batches import open_tokens
 from minilm.params import TrainParams
-from minilm.training import train
+from minilm.training.loop import train
 
 VOCABULARY, BATCH, BLOCK = 65, 32, 128
 CHARACTERS = 1000  # written in a measurement of generation

@@ -17,13 +17,13 @@ import matplotlib
 matplotlib.use("agg")
 import numpy as np
 from matplotlib import pyplot as plt
+from minilm.data.batches import open_tokens
 from tqdm import tqdm
 
 from benchmarks.measure import peak_memory
 from minilm import CharTokenizer, MiniGPT, ModelConfig
-from minilm.batches import open_tokens
 from minilm.params import load_params, load_recipe
-from minilm.training import train
+from minilm.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

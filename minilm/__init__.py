@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minilm.checkpoint import load as load
     from minilm.data.corpus import load_wikitext as load_wikitext
+    from minilm.data.tokenizer import CharTokenizer as CharTokenizer
     from minilm.generation.text import generate as generate
     from minilm.generation.text import generate_samples as generate_samples
     from minilm.generation.text import stream as stream
-    from minilm.model.gpt import MiniGPT as MiniGPT
     from minilm.model.config import ModelConfig as ModelConfig
+    from minilm.model.gpt import MiniGPT as MiniGPT
     from minilm.model.gpt import SelfAttention as SelfAttention
     from minilm.model.gpt import TransformerBlock as TransformerBlock
-    from minilm.data.tokenizer import CharTokenizer as CharTokenizer
     from minilm.training.loop import train as train
 
 _HOME = {

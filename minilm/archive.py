@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from minilm.data.provenance import Source
 from minilm.errors import InputError
 from minilm.files import sha256_of
 from minilm.rows import Rows, experiments_of
-from minilm.data.provenance import Source
 from minilm.versions import MODEL, Cache, Version, folder_digest, versions
 
 if TYPE_CHECKING:

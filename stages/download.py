@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 from minilm.data.corpus import SAMPLE_FOLDER, is_hub_name, open_corpus
+from minilm.data.provenance import Source
 from minilm.files import all_or_nothing
 from minilm.params import load_params
-from minilm.data.provenance import Source
 from stages import project_root, run
 
 RAW = Path("data/raw")

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from minilm.data.batches import write_tokens
-from minilm.files import SPLITS, all_or_nothing, read_pieces
-from minilm.params import load_params
 from minilm.data.provenance import Source
 from minilm.data.tokenizer import CharTokenizer
+from minilm.files import SPLITS, all_or_nothing, read_pieces
+from minilm.params import load_params
 from stages import run
 
 RAW, ENCODED = Path("data/raw"), Path("data/encoded")

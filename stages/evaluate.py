@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from minilm import checkpoint, pages, plots, tracking
-from minilm.evaluation.ngram import baselines
-from minilm.data.batches import open_tokens
 from minilm.checkpoint import ModelCard
+from minilm.data.batches import open_tokens
+from minilm.data.tokenizer import CharTokenizer, Ids
 from minilm.device import choose_device, choose_precision
+from minilm.evaluation.ngram import baselines
 from minilm.evaluation.scoring import evaluate, surprisals
 from minilm.files import all_or_nothing
 from minilm.model.gpt import MiniGPT
 from minilm.params import FIELDS, Params, load_params
-from minilm.data.tokenizer import CharTokenizer, Ids
 from stages import project_root, run
 
 MODEL, ENCODED, REPORTS = Path("models/minilm"), Path("data/encoded"), Path("reports")

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from minilm import checkpoint, pages, plots, tracking
+from minilm.data.tokenizer import CharTokenizer
 from minilm.device import choose_device
 from minilm.files import all_or_nothing
 from minilm.generation import Sampling, name_characters, sample_ids
 from minilm.model.gpt import MiniGPT
 from minilm.params import SampleParams, load_params
-from minilm.data.tokenizer import CharTokenizer
 from stages import project_root, run
 
 MODEL, REPORTS = Path("models/minilm"), Path("reports")

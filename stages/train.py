@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from minilm.distributed import Workers, join_workers, whole_model
+from minilm.resume import Snapshots, fingerprint, loaded_code
 from tqdm import tqdm
 
 from minilm import checkpoint, tracking
 from minilm.data.batches import open_tokens
+from minilm.data.provenance import Source
+from minilm.data.tokenizer import CharTokenizer
 from minilm.device import choose_precision
-from minilm.distributed import Workers, join_workers, whole_model
 from minilm.files import all_or_nothing
 from minilm.model.config import ModelConfig
 from minilm.model.gpt import MiniGPT
 from minilm.params import Params, TrainParams, load_params
-from minilm.resume import Snapshots, fingerprint, loaded_code
-from minilm.data.provenance import Source
-from minilm.data.tokenizer import CharTokenizer
 from minilm.training import Report, best_report, train
 from stages import is_forced, project_root, run
 

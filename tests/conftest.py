@@ -166,7 +166,7 @@ def tiny_model():
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """A store whose tables have been made, which takes seconds."""
-    from minilm.store import open_store
+    from minilm.tracking.store import open_store
 
     root = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:

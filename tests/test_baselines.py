@@ -3,10 +3,10 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from minilm.evaluation.ngram import Baselines, NGramModel, baselines, ngram_losses
 
 from minilm import CharTokenizer
 from minilm import baselines as module
-from minilm.baselines import Baselines, NGramModel, baselines, ngram_losses
 from minilm.errors import InputError
 
 TRAIN = "the quick brown fox jumps over the lazy dog. the dog sleeps, and the fox is over it."

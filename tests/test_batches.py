@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
+from minilm.data.batches import RandomBatches, open_tokens, scoring_batches, spaced_batches, write_tokens
 
-from minilm.batches import RandomBatches, open_tokens, scoring_batches, spaced_batches, write_tokens
 from minilm.errors import InputError
 
 

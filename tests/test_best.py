@@ -7,11 +7,11 @@ import sys
 
 import pytest
 from conftest import ROOT
-
 from minilm.best import about_the_best, main, rank, table
+from minilm.tracking.store import open_store
+
 from minilm.errors import InputError
 from minilm.params import FIELDS
-from minilm.store import open_store
 
 TEXT, OTHER_TEXT = "ab" * 32, "cd" * 32
 DEFAULTS = {key: field.default for key, field in FIELDS.items() if key != "device"}

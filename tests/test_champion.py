@@ -8,14 +8,14 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from minilm.data.provenance import Source
+from minilm.tracking.store import open_store
 from servers import server
 
 from minilm import generate, packaging
 from minilm.champion import main, move_champion
 from minilm.checkpoint import save
 from minilm.errors import InputError
-from minilm.source import Source
-from minilm.store import open_store
 
 PROMPT = "the quick "
 TEXT, OTHER_TEXT = "ab" * 32, "cd" * 32

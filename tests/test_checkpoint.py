@@ -3,12 +3,12 @@ import shutil
 
 import pytest
 import torch
+from minilm.data.provenance import Source
 
 import minilm
 from minilm import CharTokenizer, MiniGPT, checkpoint
 from minilm.errors import InputError
 from minilm.files import sha256_of
-from minilm.source import Source
 
 SOURCE = Source("book.txt", "file:book.txt", None, {"train": 9, "validation": 1, "test": 1}, "0" * 64)
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from minilm.generation.kv_cache import Decoder
+from minilm.model.positions import POSITIONS, alibi_bias
 
 from minilm import MiniGPT, ModelConfig
-from minilm.decoding import Decoder
-from minilm.positions import POSITIONS, alibi_bias
 
 BLOCK = 12
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from book import Book
+from minilm.tracking.store import MlflowClient
 
 from minilm import tracking
 from minilm.checkpoint import CONFIG, WEIGHTS
@@ -18,7 +19,6 @@ from minilm.deliver import deliver_all
 from minilm.delivery import Delivery
 from minilm.files import sha256_of
 from minilm.spool import ENTRIES, Page, pages, spool_of
-from minilm.store import MlflowClient
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def test_a_lost_process_ends_the_stage_and_the_next_run_goes_on(alone, sharding)
 )
 def test_sigterm_waits_for_an_error_on_its_way_only(body, said, tmp_path):
     (tmp_path / "script.py").write_text(
-        "import os, signal\nfrom minilm.distributed import join_workers\n"
+        "import os, signal\nfrom minilm.training.distributed import join_workers\n"
         "stop = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"with join_workers('cpu'):\n{body}\n"
     )

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from minilm import CharTokenizer, MiniGPT, ModelConfig
 from minilm.errors import InputError
-from minilm.evaluation import count_words, evaluate, kind_of, surprisals
+from minilm.evaluation.scoring import count_words, evaluate, kind_of, surprisals
 
 TEXT = "the lazy dog jumps over the quick brown fox.\nover and over the fox jumps! "
 

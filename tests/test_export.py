@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from exporting import CHARACTERS, CONFIG, SOURCE, save_model
+from minilm.deploy.huggingface import export, main
+from minilm.model.positions import POSITIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minilm import ModelConfig, checkpoint, generate
 from minilm.errors import InputError
-from minilm.export import export, main
-from minilm.model import ACTIVATIONS, NORMALIZATIONS
+from minilm.model.gpt import ACTIVATIONS, NORMALIZATIONS
 from minilm.params import load_params, load_recipe
-from minilm.positions import POSITIONS
 
 ROOT = Path(__file__).parent.parent
 SHAPES = [
@@ -246,7 +246,7 @@ def test_the_same_model_gives_the_same_files(exported, tmp_path):
 def test_the_command_works_from_any_folder(exported):
     folder = os.path.relpath(exported[2])
     done = subprocess.run(
-        [sys.executable, "-m", "minilm.export", folder, "deep/er/out", "--format", "transformers"],
+        [sys.executable, "-m", "minilm.deploy.huggingface", folder, "deep/er/out", "--format", "transformers"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -293,7 +293,7 @@ def test_without_transformers_the_error_says_how_to_get_it(exported, tmp_path, c
 def test_a_full_disk_leaves_nothing_half_written(exported, tmp_path):
     size = (exported[3] / "model.safetensors").stat().st_size
     done = subprocess.run(
-        [sys.executable, "-m", "minilm.export", exported[2], tmp_path / "out"],
+        [sys.executable, "-m", "minilm.deploy.huggingface", exported[2], tmp_path / "out"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
         capture_output=True,

@@ -4,7 +4,7 @@ import torch
 
 from minilm import generate, generate_samples, stream
 from minilm.errors import InputError
-from minilm.generation import Sampling, sample_ids
+from minilm.generation.sampling import Sampling, sample_ids
 
 PROMPT = "the quick"
 SETTINGS = [

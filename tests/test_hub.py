@@ -20,7 +20,7 @@ WIKI = {
 READ = """
 import json, sys
 from pathlib import Path
-from minilm.corpus import open_corpus
+from minilm.data.corpus import open_corpus
 corpus = open_corpus(sys.argv[1], holdout_fraction=0.1, allow_fallback=sys.argv[2] == "yes")
 print(json.dumps([corpus.origin, corpus.fallback_for, {s: "".join(p()) for s, p in corpus.splits.items()}]))
 """

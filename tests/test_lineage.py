@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from lab import DEFAULTS, MADE_WITH, TEXT_SHA256, TEXTS, Lab
+from minilm.tracking.lineage import main
 
 from minilm.checkpoint import load
 from minilm.errors import InputError
 from minilm.files import sha256_of
-from minilm.lineage import main
 from minilm.lineage_text import text_of
 
 
@@ -249,7 +249,7 @@ def test_prefix_of_two_models(lab):
 
 
 def test_command_needs_no_torch_and_tells_mistakes_in_one_line(lab, monkeypatch):
-    code = "import sys; from minilm.lineage import main; main(); assert 'torch' not in sys.modules"
+    code = "import sys; from minilm.tracking.lineage import main; main(); assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code, "wider"],
         cwd=lab.root.parent,

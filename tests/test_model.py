@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from minilm.model.positions import POSITIONS, alibi_slopes, rope_rotation, rotate
 from torch.nn import functional as F
 from transformers import (
     GPT2Config,
@@ -16,8 +17,7 @@ from transformers import (
 
 from minilm import MiniGPT, ModelConfig, SelfAttention, TransformerBlock
 from minilm.errors import InputError
-from minilm.model import ACTIVATIONS, MLP, NORMALIZATIONS, normalization
-from minilm.positions import POSITIONS, alibi_slopes, rope_rotation, rotate
+from minilm.model.gpt import ACTIVATIONS, MLP, NORMALIZATIONS, normalization
 
 CONFIG = ModelConfig(vocab_size=11, block_size=12, embed_dim=24, num_heads=3, num_layers=2)
 

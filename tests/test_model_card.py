@@ -6,9 +6,9 @@ import pytest
 import yaml
 from exporting import CONFIG, SOURCE, save_model
 from huggingface_hub import ModelCard
+from minilm.deploy.huggingface import export
 
 from minilm import checkpoint
-from minilm.export import export
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -69,7 +69,7 @@ def test_the_sample_text_is_loud_and_an_unknown_language_is_not_claimed(tmp_path
 @pytest.fixture(scope="module")
 def notebook(exported, tmp_path_factory):
     """A folder with a real store, in which the exported model has an older and a newer row."""
-    from minilm.store import MlflowClient
+    from minilm.tracking.store import MlflowClient
 
     root = tmp_path_factory.mktemp("notebook")
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")

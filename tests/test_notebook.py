@@ -302,7 +302,7 @@ def test_failure_is_told_until_the_same_training_succeeds(lab):
     assert (run.info.status, run.data.tags["error"]) == ("FAILED", error)
     assert "model_sha256" not in run.data.tags
     assert curve(lab, diverged, "val_loss")[0][0] == 2  # what there was of a curve
-    said = lab.run(sys.executable, "-m", "minilm.lineage", diverged).stdout
+    said = lab.run(sys.executable, "-m", "minilm.tracking.lineage", diverged).stdout
     assert f"status FAILED error {error} store" in " ".join(said.split())
 
     lab.set(steps="4", learning_rate="0.01", weight_decay="0.1")
@@ -336,7 +336,7 @@ def test_experiments_that_make_a_model_are_named_in_its_row(lab):
     assert run.info.run_name == "other"
     assert (run.data.tags["dvc_experiment"], run.data.tags["dvc_experiments"]) == ("other", "other, warm")
     assert re.findall("`dvc exp apply (.+)`", run.data.tags["mlflow.note.content"]) == ["warm", "other"]
-    said = lab.run(sys.executable, "-m", "minilm.lineage", run_id).stdout
+    said = lab.run(sys.executable, "-m", "minilm.tracking.lineage", run_id).stdout
     assert re.search(r"bring it back +dvc exp apply (other|warm)\n", said)
     assert re.search(rf"characters +{len(lab.read('data/raw/train.txt')):,} train, ", said)
 

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from minilm.training.optim import Float32Muon, learning_rate_at, make_optimizers, orthogonalise
 
 from minilm import MiniGPT, ModelConfig
-from minilm.optim import Float32Muon, learning_rate_at, make_optimizers, orthogonalise
 from minilm.params import TrainParams
 
 

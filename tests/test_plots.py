@@ -174,5 +174,5 @@ def test_long_prompts_stay_legible(figures, tmp_path):
 
 
 def test_pyplot_is_not_imported():
-    code = "import sys, minilm.plots; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, minilm.report.plots; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-
-from minilm.positions import alibi_bias, alibi_slopes, rope_rotation, rotate, sinusoidal_table
+from minilm.model.positions import alibi_bias, alibi_slopes, rope_rotation, rotate, sinusoidal_table
 
 
 @pytest.mark.parametrize("channels", [6, 7])

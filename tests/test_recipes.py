@@ -42,7 +42,7 @@ def test_recipe_trains(path):
     import numpy as np
 
     from minilm import MiniGPT, train
-    from minilm.model import ModelConfig
+    from minilm.model.gpt import ModelConfig
 
     values = load_recipe(path) | {"steps": "3", "eval_interval": "3", "eval_batches": "1", "compile": "false"}
     params = load_params(ROOT / "params.yaml", values).train

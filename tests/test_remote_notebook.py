@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from minilm.tracking.store import MlflowClient, mlflow
 from servers import Server
 
 from minilm.spool import pages, spool_of
-from minilm.store import MlflowClient, mlflow
 
 OUTPUTS = ("models/minilm/model.safetensors", "models/minilm/config.json", "reports/loss.csv")
 RATES = {"tokens_per_second", "flop_utilization"}  # differ between two equal trainings

@@ -11,10 +11,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from minilm.training.snapshots import Snapshots, fingerprint, interruption
 
 from minilm import MiniGPT, ModelConfig, train
 from minilm.params import TrainParams
-from minilm.resume import Snapshots, fingerprint, interruption
 
 TOKENS = np.random.default_rng(7).integers(1, 6, 400).astype(np.uint8)
 PARAMS = TrainParams(

@@ -15,14 +15,14 @@ from urllib.request import url2pathname
 
 import pytest
 import torch
+from minilm.data.provenance import Source
+from minilm.tracking.store import open_store
 from servers import server
 
 import minilm
 from minilm import packaging, serving
 from minilm.checkpoint import save
-from minilm.generation import stream
-from minilm.source import Source
-from minilm.store import open_store
+from minilm.generation.sampling import stream
 
 PROMPT = "the quick "
 SETTINGS = [

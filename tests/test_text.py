@@ -2,11 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from minilm.data.corpus import Corpus, open_corpus, read_text, sample_corpus
+from minilm.data.tokenizer import UNKNOWN_CHARACTER, CharTokenizer
 
-from minilm.corpus import Corpus, open_corpus, read_text, sample_corpus
 from minilm.errors import InputError
 from minilm.files import SPLITS, all_or_nothing
-from minilm.tokenizer import UNKNOWN_CHARACTER, CharTokenizer
 
 TEXT = "naïve 東京 🦊 text,\nwith\ttabs and 🦊 again"
 

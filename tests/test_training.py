@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from minilm.data.batches import RandomBatches
 from torch.nn import functional as F
 
 from minilm import MiniGPT, ModelConfig, train
-from minilm.batches import RandomBatches
 from minilm.device import choose_precision, matmul_peak
 from minilm.errors import InputError
 from minilm.params import TrainParams
-from minilm.training import best_report
+from minilm.training.loop import best_report
 
 PARAMS = TrainParams(
     block_size=8, embed_dim=16, num_heads=2, num_layers=1, batch_size=8, steps=40, eval_interval=15,

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from minilm.errors import InputError
 from minilm.data.tokenizer import Ids
+from minilm.errors import InputError
 
 Batch = npt.NDArray[np.int64]
 _FORGET_ABOVE = 32 << 20  # bytes of a token file

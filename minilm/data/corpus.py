@@ -19,9 +19,9 @@ from typing import Any
 
 import requests
 
+from minilm.data.provenance import fallback_warning
 from minilm.errors import InputError
 from minilm.files import SPLITS
-from minilm.data.provenance import fallback_warning
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample_text"
 WIKITEXT = {

@@ -48,10 +48,10 @@ def export(folder: Path, out: Path) -> str:
             cannot take it, or transformers is not installed.
     """
     from minilm.checkpoint import load, read_card
-    from minilm.files import all_or_nothing
-    from minilm.deploy.model_card import find_metrics, model_card
-    from minilm.params import FIELDS
     from minilm.deploy.hf_architectures import stock_architecture
+    from minilm.deploy.model_card import find_metrics, model_card
+    from minilm.files import all_or_nothing
+    from minilm.params import FIELDS
 
     card = read_card(folder)
     try:

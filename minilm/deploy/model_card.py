@@ -13,12 +13,12 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from minilm.checkpoint import ModelCard
+from minilm.data.provenance import Source
+from minilm.data.tokenizer import CharTokenizer
+from minilm.deploy.hf_architectures import Architecture
 from minilm.errors import InputError
 from minilm.pages import MEANINGS
 from minilm.rows import NoNotebookError, Rows
-from minilm.data.provenance import Source
-from minilm.deploy.hf_architectures import Architecture
-from minilm.data.tokenizer import CharTokenizer
 
 
 def model_card(

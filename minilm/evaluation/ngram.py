@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from minilm.errors import InputError
 from minilm.data.tokenizer import Ids
+from minilm.errors import InputError
 
 ORDER = 6  # of the largest model: more takes more memory than it gains
 MOST_CHARACTERS = 5_000_000  # of the training text that are counted; they take less than a gigabyte

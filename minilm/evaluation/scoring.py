@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from minilm.data.batches import scoring_batches
-from minilm.model.cpu_kernels import keep_freed_memory
-from minilm.errors import InputError
-from minilm.model.gpt import MiniGPT
 from minilm.data.tokenizer import UNKNOWN_ID, CharTokenizer, Ids
+from minilm.errors import InputError
+from minilm.model.cpu_kernels import keep_freed_memory
+from minilm.model.gpt import MiniGPT
 
 KINDS = ("letter", "digit", "space", "punctuation", "other")
 CONFIDENCE_BINS = 15

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minilm.archive import WEIGHTS, Archive, Found, Model, identify
+from minilm.data.provenance import Source
 from minilm.errors import InputError
 from minilm.files import SPLITS, sha256_of
 from minilm.params import FIELDS
 from minilm.rows import experiments_of, latest, made_with, settings, typed
-from minilm.data.provenance import Source
 from minilm.spool import is_closed, pages
 from minilm.versions import CODE, MODEL, Version, git
 

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from minilm.checkpoint import CONFIG, TOKENIZER, ModelCard, read_card
+from minilm.data.provenance import Source
+from minilm.data.tokenizer import CharTokenizer
 from minilm.errors import StoppedError
 from minilm.files import sha256_of
 from minilm.packaging import copy_code
 from minilm.params import STAGES
 from minilm.rows import PRECISION_USED, without_password
-from minilm.data.provenance import Source
 from minilm.spool import DELIVERED, LOG, READY, REFUSED, TROUBLE, Page, spool_id, spool_of, store_uri
-from minilm.data.tokenizer import CharTokenizer
 from minilm.versions import CODE, git, standing_outputs
 
 # How long a stage waits at its end until all has arrived, in seconds: for a local store; for a server, or

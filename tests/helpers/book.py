@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from minilm.data.provenance import Source
+from minilm.tracking.store import MlflowClient
 
 from minilm import tracking
 from minilm.checkpoint import save
-from minilm.source import Source
 from minilm.spool import store_uri
-from minilm.store import MlflowClient
 
 SOURCE = Source("wikitext-2", "sample", "wikitext-2", {"train": 9, "validation": 3, "test": 2}, "ab" * 32)
 DIGESTS = ("model_sha256", "model_folder_sha256")

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
+from minilm.data.provenance import Source
 
 from minilm import CharTokenizer, MiniGPT, ModelConfig, checkpoint
-from minilm.source import Source
 
 # White space, signs that other tokenizers write for it, marks that combine, and what looks special.
 CHARACTERS = (

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import yaml
 from conftest import ROOT
+from minilm.tracking.lineage import find_lineage
+from minilm.data.provenance import Source
+from minilm.tracking.store import open_store
 
 from minilm import MiniGPT
 from minilm.checkpoint import save
 from minilm.files import SPLITS, sha256_of
-from minilm.lineage import find_lineage
 from minilm.lineage_text import text_of
 from minilm.params import FIELDS
 from minilm.rows import PRECISION_USED
-from minilm.source import Source
-from minilm.store import open_store
 
 TEXTS = {"train": "the quick brown fox " * 9, "validation": "jumps over ", "test": "the lazy dog.\n"}
 TEXT_SHA256 = hashlib.sha256(
