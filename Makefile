@@ -6,42 +6,41 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test lint ui best champion deliver bench
+.PHONY: repro test lint ui best champion sync bench
 
 repro: .venv/installed
-	dvc repro
+	.venv/bin/python -m dvc repro
 
 test: .venv/installed
-	python -m pytest
+	.venv/bin/python -m pytest
 
 lint: .venv/installed
-	ruff format --check .
-	ruff check .
-	mypy
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m mypy
 
 # MLflow's page with one worker and no job runner: a fifth of the memory and half of the start-up time.
 ui: .venv/installed
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/python -m mlflow ui --workers 1
 
-# The lab notebook's models, the best on the test text first, and the command that brings it back.
+# The models of the MLflow store, the best on the test split first, and the command that restores it.
 best: .venv/installed
-	python -m minilm.best
+	.venv/bin/python -m minilm.tracking.ranking
 
-# The best model on the champion's text becomes `models:/minilm@champion` in MLflow's registry.
+# The best model becomes `models:/minilm@champion` in MLflow's registry.
 champion: .venv/installed
-	python -m minilm.champion
+	.venv/bin/python -m minilm.tracking.ranking --champion
 
-# What could not be told to MLflow before, since a server was down, say.
-deliver: .venv/installed
-	python -m minilm.deliver
+# Add to the MLflow store what it lacks of the models in the workspace and in DVC's experiments.
+sync: .venv/installed
+	.venv/bin/python -m minilm.tracking.sync
 
 # To compare with nanoGPT and on Tiny Shakespeare: make bench NANOGPT=path/to/checkout SHAKESPEARE=input.txt
 bench: .venv/installed
-	python -m benchmarks.bench $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(SHAKESPEARE),--shakespeare "$(SHAKESPEARE)")
+	.venv/bin/python -m benchmarks.bench $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(SHAKESPEARE),--shakespeare "$(SHAKESPEARE)")
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MiniLM needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@echo 'export MLFLOW_DISABLE_TELEMETRY=true' >> .venv/bin/activate
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch .venv/installed

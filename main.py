@@ -1,4 +1,4 @@
-"""MiniLM's short command line: train a model as a DVC experiment, or let the trained model write."""
+"""MiniLM's command line: train a model as a DVC experiment, or generate text with the trained one."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from minilm.errors import InputError
+from minilm.errors import InputError, UserError
 from minilm.params import FIELDS, STAGES, SampleParams, allowed, default_text, load_params, load_recipe
 
 ROOT = Path(__file__).resolve().parent
@@ -30,9 +30,9 @@ def main() -> None:
             parser.error(f"--{foreign[0]} goes with --train; the model in models/minilm is already trained")
         generate(overrides)
     except BrokenPipeError:
-        # Whoever read this, such as `head`, has had enough; nothing is left to flush to.
+        # The reader, such as `head`, has ended; nothing is left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (InputError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -49,10 +49,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--train", action="store_true", help="run the pipeline as a DVC experiment")
-    action.add_argument("--generate", action="store_true", help="write text with models/minilm, as it comes")
+    action.add_argument("--generate", action="store_true", help="write text with models/minilm, as a stream")
     recipes = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     parser.add_argument(
-        "--recipe", choices=recipes, help="with --train: begin with these parameters; other flags change them"
+        "--recipe", choices=recipes, help="with --train: start from these parameters; other flags change them"
     )
     described = set()
     for stage, cls in STAGES.items():
@@ -101,17 +101,19 @@ def generate(overrides: dict[str, str]) -> None:
     """Write text to the screen, character by character."""
     params = load_params(PARAMS, overrides).sample
 
-    from minilm.checkpoint import load, read_card
-    from minilm.device import choose_device
-    from minilm.generation import stream
+    import torch
 
-    source = read_card(MODEL).data
+    from minilm.checkpoint import load, read_info
+    from minilm.device import choose_device
+    from minilm.generation.kv_cache import useful_threads
+    from minilm.generation.text import stream
+
+    source = read_info(MODEL).data
     if source.fallback_for:
         print(source, file=sys.stderr)
     model, tokenizer = load(MODEL, choose_device(params.device))
-    settings = params.model_dump(
-        include={"prompt", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop"}
-    )
+    torch.set_num_threads(useful_threads(model))
+    settings = params.model_dump(exclude={"num_samples", "sample_seed", "device"})
     # One text is what a prompt asks for, unless more are asked for here.
     for number in range(params.num_samples if "num_samples" in overrides else 1):
         for text in stream(model, tokenizer, **settings, seed=params.sample_seed + number):

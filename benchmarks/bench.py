@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from minilm.data.provenance import Source
 from tqdm import tqdm
 
 from minilm import CharTokenizer, MiniGPT, ModelConfig, checkpoint
+from minilm.data.provenance import Source
 from minilm.device import choose_precision
 from minilm.params import load_params, load_recipe
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from minilm.data.batches import open_tokens
 
 from benchmarks import plain
 from minilm import CharTokenizer, MiniGPT, ModelConfig, generate, generate_samples, stream
+from minilm.data.batches import open_tokens
 from minilm.params import TrainParams
 from minilm.training.loop import train
 

@@ -17,11 +17,11 @@ import matplotlib
 matplotlib.use("agg")
 import numpy as np
 from matplotlib import pyplot as plt
-from minilm.data.batches import open_tokens
 from tqdm import tqdm
 
 from benchmarks.measure import peak_memory
 from minilm import CharTokenizer, MiniGPT, ModelConfig
+from minilm.data.batches import open_tokens
 from minilm.params import load_params, load_recipe
 from minilm.training.loop import train
 

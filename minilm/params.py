@@ -1,10 +1,12 @@
-"""What params.yaml may hold: one pydantic class a stage, and the rules between keys.
+"""What params.yaml may hold: one pydantic class per stage, and the rules between keys.
 
 PyYAML guesses types by YAML 1.1 (`3e-4` is text to it, `yes` is True), DVC writes YAML 1.2. So every
 value is read as text and the schema alone decides what it means.
 """
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,7 +26,7 @@ from pydantic.fields import FieldInfo
 
 from minilm.errors import InputError
 from minilm.generation.config import Sampling
-from minilm.model.config import ModelConfig
+from minilm.model.config import Activation, ModelConfig, Normalization, Position
 
 
 def _no_fraction(value: Any) -> Any:
@@ -37,7 +39,7 @@ def _no_fraction(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_no_fraction)]
 Text = Annotated[str, Field(min_length=1)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-DEVICE: Any = Field("auto", description="where tensors live; auto takes cuda, then mps, then cpu")
+DEVICE: Any = Field("auto", description="device of the tensors; auto takes cuda, then mps, then cpu")
 
 
 class StageParams(BaseModel):
@@ -60,7 +62,7 @@ class DownloadParams(StageParams):
         description="wikitext-2, wikitext-103, hub:owner/name[:config], a text file or a folder of .txt",
     )
     allow_fallback: bool = Field(
-        True, description="train on the bundled sample text, loudly, when the Hub cannot be reached"
+        True, description="train on the bundled sample text, with a warning, when the Hub cannot be reached"
     )
     holdout_fraction: float = Field(
         0.1,
@@ -74,7 +76,7 @@ class EncodeParams(StageParams):
     """How characters become numbers."""
 
     min_char_count: Int = Field(
-        1, ge=1, le=10**9, description="rarer characters of the training text become the unknown character"
+        1, ge=1, le=10**9, description="rarer characters of the training split become the unknown character"
     )
 
 
@@ -86,25 +88,23 @@ class TrainParams(StageParams):
     )
     embed_dim: Int = Field(ModelConfig.embed_dim, ge=1, le=16384, description="width of the residual stream")
     num_heads: Int = Field(
-        ModelConfig.num_heads, ge=1, le=256, description="attention heads a block; must divide embed_dim"
+        ModelConfig.num_heads, ge=1, le=256, description="attention heads per block; must divide embed_dim"
     )
     num_layers: Int = Field(ModelConfig.num_layers, ge=1, le=256, description="transformer blocks")
     mlp_ratio: Int = Field(
         ModelConfig.mlp_ratio, ge=1, le=64, description="width of the MLP's hidden layer, in embed_dims"
     )
-    position: Literal["learned", "sinusoidal", "rope", "alibi"] = Field(
-        ModelConfig.position, description="how the model knows where a character stands"
-    )
-    activation: Literal["relu", "gelu", "relu2", "swiglu"] = Field(
+    position: Position = Field(ModelConfig.position, description="how positions are encoded")
+    activation: Activation = Field(
         ModelConfig.activation, description="non-linearity of the MLP; relu2 is the square of relu"
     )
-    normalization: Literal["layernorm", "rmsnorm"] = Field(
+    normalization: Normalization = Field(
         ModelConfig.normalization,
-        description="what brings the residual stream to unit scale before each part",
+        description="normalization of the residual stream before each part",
     )
-    qk_norm: bool = Field(ModelConfig.qk_norm, description="normalise each head's queries and keys too")
+    qk_norm: bool = Field(ModelConfig.qk_norm, description="normalize each head's queries and keys too")
     tied_embeddings: bool = Field(
-        ModelConfig.tied_embeddings, description="score characters with the embedding that reads them"
+        ModelConfig.tied_embeddings, description="use the token embedding as the output layer too"
     )
     biases: bool = Field(ModelConfig.biases, description="a bias in each linear layer and LayerNorm")
     attention_dropout: float = Field(
@@ -122,17 +122,15 @@ class TrainParams(StageParams):
         description="start the layers that write into the residual stream at zero",
     )
     batch_size: Int = Field(
-        32, ge=1, le=65536, description="windows of block_size characters a step, on all devices together"
+        32, ge=1, le=65536, description="windows of block_size characters per step, on all devices together"
     )
-    grad_accumulation: Int = Field(
-        1, ge=1, le=65536, description="parts that a batch goes through the model in, to save memory"
-    )
+    grad_accumulation: Int = Field(1, ge=1, le=65536, description="micro-batches per step, to save memory")
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon orthogonalises the steps of the blocks' matrices, the rest keeps AdamW"
+        "adamw", description="muon orthogonalizes the updates of the blocks' matrices; the rest keeps AdamW"
     )
     learning_rate: float = Field(0.0003, gt=0, le=10, description="the optimizer's step size at its highest")
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="how the learning rate falls after the warm-up"
+        "constant", description="how the learning rate falls after the warmup"
     )
     min_learning_rate_ratio: float = Field(
         0.1, ge=0, le=1, description="share of learning_rate that linear and cosine end with"
@@ -140,37 +138,41 @@ class TrainParams(StageParams):
     warmup_steps: Int = Field(
         0, ge=0, le=10**9, description="steps in which the learning rate first rises from zero"
     )
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's memory for the gradient's mean")
-    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's memory for the gradient's square")
-    weight_decay: float = Field(0.1, ge=0, le=10, description="decay of matrices and embeddings")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay rate")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second-moment decay rate")
+    weight_decay: float = Field(0.1, ge=0, le=10, description="weight decay of matrices and embeddings")
     grad_clip: float = Field(1.0, ge=0, le=10**6, description="largest gradient norm; 0 means no limit")
-    steps: Int = Field(200, ge=1, le=10**9, description="updates of the weights")
+    steps: Int = Field(200, ge=1, le=10**9, description="optimizer steps")
     eval_interval: Int = Field(50, ge=1, le=10**9, description="steps between two reports of the losses")
     eval_batches: Int = Field(
-        8, ge=0, le=10**6, description="batches of validation text in a report's loss; 0 takes all of it"
+        8, ge=0, le=10**6, description="validation batches in a report's loss; 0 takes the whole split"
     )
     keep: Literal["last", "best"] = Field(
-        "last", description="weights that become the model: the last, or those of the best report"
+        "last",
+        description="weights that become the model: the last, or those with the lowest validation loss",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of the matrix products; auto takes bf16 where the hardware has it"
+        "auto", description="of the matrix products; auto takes bf16 where the hardware supports it"
     )
     compile: bool = Field(False, description="compile the model first; pays off in long training")
     checkpoint_interval: float = Field(
-        60.0, gt=0, le=10**6, description="seconds between two saved states, to resume after an interruption"
+        60.0,
+        gt=0,
+        le=10**6,
+        description="seconds between two checkpoints, to resume from after an interruption",
     )
     sharding: Literal["none", "fsdp"] = Field(
-        "none", description="fsdp spreads the model over the launcher's processes"
+        "none", description="fsdp shards the model among the launcher's processes"
     )
     seed: Int = Field(1337, ge=0, lt=2**32, description="seed of weights, batches and dropout")
     launcher: Text = Field("python", description="what starts the train stage")
     device: Device = DEVICE
 
     def require_length(self, characters: int) -> None:
-        """Refuse a training text too short for two windows of block_size, each with its last target."""
+        """Refuse a training split too short for two windows of block_size, each with its last target."""
         if characters < self.block_size + 2:
             raise InputError(
-                f"block_size: {self.block_size:,} needs a training text of at least {self.block_size + 2:,} "
+                f"block_size: {self.block_size:,} needs a training split of at least {self.block_size + 2:,} "
                 f"characters, but it has {characters:,}; take a longer text or a smaller block_size"
             )
 
@@ -180,7 +182,7 @@ class EvaluateParams(StageParams):
 
     eval_context: Literal["auto"] | Annotated[Int, Field(ge=0, le=65535)] = Field(
         "auto",
-        description="characters that each scored one has before it at least; auto is half of block_size",
+        description="least context of each scored character; auto is half of block_size",
     )
     device: Device = DEVICE
 
@@ -194,38 +196,49 @@ class SampleParams(StageParams):
         Sampling.max_new_tokens, ge=1, le=10**7, description="characters to write after the prompt"
     )
     temperature: float = Field(
-        Sampling.temperature, ge=0, le=100, description="below 1 safer, above 1 wilder, 0 the likeliest"
+        Sampling.temperature,
+        ge=0,
+        le=100,
+        description="below 1 safer, above 1 more varied, 0 always the most likely",
     )
     top_k: Int = Field(
-        Sampling.top_k, ge=0, le=10**7, description="choose among the k likeliest characters; 0 means all"
+        Sampling.top_k, ge=0, le=10**7, description="choose among the k most likely characters; 0 means all"
     )
     top_p: float = Field(
         Sampling.top_p,
         gt=0,
         le=1,
-        description="choose among the likeliest that together have this probability",
+        description="choose among the most likely that together have this probability",
     )
     min_p: float = Field(
         Sampling.min_p,
         ge=0,
         le=1,
-        description="leave out characters less likely than this share of the likeliest",
+        description="exclude characters less probable than this share of the most likely one",
     )
     stop: str = Field(Sampling.stop, description="a sample ends before this text; empty for none")
     sample_seed: Int = Field(
-        Sampling.seed, ge=0, lt=2**32, description="seed of the first sample; the next takes the next"
+        Sampling.seed,
+        ge=0,
+        lt=2**32,
+        description="seed of the first sample; the next one takes the next seed",
     )
     device: Device = DEVICE
 
 
+class ReportParams(EncodeParams, DownloadParams):
+    """What the report says of the data; all else is in the files that it reads."""
+
+
 class Params(NamedTuple):
-    """All of params.yaml, a class a stage."""
+    """All of params.yaml, a class per stage."""
 
     download: DownloadParams
     encode: EncodeParams
     train: TrainParams
     evaluate: EvaluateParams
     sample: SampleParams
+    report: ReportParams
 
 
 STAGES: dict[str, type[StageParams]] = dict(Params.__annotations__)
@@ -282,10 +295,43 @@ def allowed(key: str) -> str:
 
 def default_text(key: str) -> str:
     """The parameter's default as params.yaml writes it."""
-    default = FIELDS[key].default
-    if default == "":
-        return '""'
-    return str(default).lower() if isinstance(default, bool) else str(default)
+    return text_of(FIELDS[key].default)
+
+
+def text_of(value: Any) -> str:
+    """A parameter's value as params.yaml writes it; text that is empty or has white space in quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False) if re.search(r"^$|\s", str(value)) else str(value)
+
+
+def parse_values(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Those of the texts that are parameters, as values; one that the schema does not allow stays text."""
+    values: dict[str, Any] = {}
+    for key in [key for key in FIELDS if key in texts]:
+        try:
+            values[key] = _adapter(FIELDS[key]).validate_python(texts[key])
+        except ValidationError:
+            values[key] = texts[key]
+    return values
+
+
+def experiment_command(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """The shell command that runs the pipeline with these parameters where params.yaml has the defaults."""
+    changed = [f"{key}={_hydra(value)}" for key, value in params.items() if value != defaults[key]]
+    return shlex.join(["dvc", "exp", "run", *(part for change in changed for part in ("-S", change))])
+
+
+def _hydra(value: Any) -> str:
+    """A value as `dvc exp run -S` reads it, in Hydra's grammar."""
+    if not isinstance(value, str):
+        return text_of(value)
+    other_types = ("true", "false", "null", "nan", "inf")
+    if re.fullmatch(r"[A-Za-z_/][\w./:-]*", value, re.ASCII) and value.lower() not in other_types:
+        return value
+    # A backslash escapes a quote, or itself where a quote or the end follows.
+    escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + ('\\"' if match[2] else ""), value)
+    return f'"{escaped}"'
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -321,7 +367,7 @@ def _cross_problems(values: Mapping[str, Any]) -> list[str]:
     context, block = values.get("eval_context"), values.get("block_size")
     if values.get("position") == "rope" and width and heads and width % heads == 0 and width // heads % 2:
         problems.append(
-            f"position: rope turns pairs of channels, but embed_dim {width} / num_heads {heads} is odd; "
+            f"position: rope rotates pairs of channels, but embed_dim {width} / num_heads {heads} is odd; "
             f"take embed_dim {2 * width}"
         )
     batch, parts = values.get("batch_size"), values.get("grad_accumulation")

@@ -11,13 +11,13 @@ from minilm.params import load_params
 from stages import project_root, run
 
 RAW = Path("data/raw")
-# A link to the local text that this stage may read: the bundled sample or one's own. DVC hashes what it
-# leads to, and so notices when that changes, wherever it lies.
+# A link to the local text that this stage may read: the bundled sample or one's own. DVC hashes its target,
+# and so notices when that changes, wherever it is.
 LOCAL_TEXT = Path("data/local_text")
 
 
 def main() -> None:
-    """Write the three splits, whole and as they are, and say where they come from."""
+    """Write the three splits as they are, and where they come from."""
     all_params = load_params("params.yaml")
     params = all_params.download
 
@@ -54,10 +54,10 @@ def locate(dataset: str) -> Path:
 
 
 def point_to(path: Path | None) -> None:
-    """Make LOCAL_TEXT lead to `path`, or to the bundled sample."""
+    """Make LOCAL_TEXT a link to `path`, or to the bundled sample."""
     target = SAMPLE_FOLDER if path is None else path.absolute()
     if target.is_relative_to(Path.cwd()):
-        # Relative, so that it leads to the experiment's own copy in every checkout.
+        # Relative, so that in every checkout it is that checkout's own copy.
         target = Path(os.path.relpath(target, LOCAL_TEXT.parent))
     if not LOCAL_TEXT.is_symlink() or LOCAL_TEXT.readlink() != target:
         LOCAL_TEXT.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ RAW, ENCODED = Path("data/raw"), Path("data/encoded")
 
 
 def main() -> None:
-    """Make the vocabulary from the training text, then turn each split into numbers."""
+    """Make the vocabulary from the training split, then encode each split."""
     params = load_params("params.yaml").encode
     print("encode:", Source.load(RAW / "source.json"))
 

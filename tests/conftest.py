@@ -1,4 +1,4 @@
-"""Shared by the tests: a real project in a temporary folder, and a tiny trained model."""
+"""Shared by the tests: a real project in a temporary folder, and a tiny model."""
 
 import copy
 import os
@@ -15,7 +15,11 @@ os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
 import pytest
 from dvc.repo import Repo
 
+from helpers.preload import preloaded_python
+
 ROOT = Path(__file__).parent.parent
+# The programs of this project's environment; with it as PATH, `python` is a fresh interpreter.
+REAL_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # Small enough that a whole pipeline takes seconds, most of them for imports.
 TINY = {
     "block_size": "32",
@@ -32,9 +36,12 @@ TINY = {
 
 
 class Project:
-    """A clone of this project as it is in the working tree, with tiny parameters and one commit."""
+    """A clone of this project as it is in the working tree, with tiny parameters and one commit.
 
-    def __init__(self, folder: Path, cache: Path):
+    What `python` starts in it, DVC's stages included, is a preloaded interpreter (helpers/preload.py).
+    """
+
+    def __init__(self, folder: Path, cache: Path, python: Path):
         self.folder = folder
         folder.mkdir()
         listed = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
@@ -52,7 +59,8 @@ class Project:
             for key, value in os.environ.items()
             if not key.startswith(("DVC_", "MLFLOW_", "PYTEST_"))
         } | {
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PATH": os.pathsep.join([str(python.parent), REAL_PATH]),
+            "PYTHON_EXEC": str(python),  # what torchrun starts its processes with
             "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there
             "HF_HOME": str(cache),
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -91,11 +99,11 @@ class Project:
 
     def dvc(self, *arguments: str, ok: bool = True, **env: str) -> str:
         """Run dvc and return what it printed."""
-        return self.run(sys.executable, "-m", "dvc", *arguments, ok=ok, **env).stdout
+        return self.run("python", "-m", "dvc", *arguments, ok=ok, **env).stdout
 
     def main(self, *arguments: str, ok: bool = True) -> str:
         """Run the command line and return what it printed."""
-        return self.run(sys.executable, "main.py", *arguments, ok=ok).stdout
+        return self.run("python", "main.py", *arguments, ok=ok).stdout
 
     def commit(self) -> None:
         """Commit everything."""
@@ -104,9 +112,7 @@ class Project:
 
     def client(self):
         """An MLflow client of the project's own store."""
-        from mlflow import MlflowClient
-
-        import minilm.tracking  # noqa: F401 - sets MLflow up
+        from minilm.tracking.store import MlflowClient  # which sets up MLflow
 
         return MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
 
@@ -143,12 +149,21 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def make_project(tmp_path_factory):
+def python(tmp_path_factory):
+    """A `python` that starts with the large libraries imported; see helpers/preload.py."""
+    # What a project's processes set before they import MLflow.
+    env = {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    with preloaded_python(tmp_path_factory.mktemp("python"), os.environ | env) as python:
+        yield python
+
+
+@pytest.fixture(scope="session")
+def make_project(tmp_path_factory, python):
     """Makes projects whose folders' names hold a space, as users' do."""
 
     def make() -> Project:
         base = tmp_path_factory.mktemp("p")
-        return Project(base / "my project", base / "cache")
+        return Project(base / "my project", base / "cache", python)
 
     return make
 
@@ -178,7 +193,7 @@ def empty_store(tmp_path_factory):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A current folder without a notebook."""
+    """A current folder without an MLflow store."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
@@ -187,9 +202,9 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def first_run(make_project):
-    """A project whose pipeline has run on the bundled sample, for want of a Hub; its folder is put away."""
+    """A project whose pipeline has run, in fresh interpreters, on the sample text; its folder is put away."""
     project = make_project()
-    project.first_output = project.dvc("repro")
+    project.first_output = project.dvc("repro", PATH=REAL_PATH)
     project.commit()
     project.folder.rename(project.folder.with_name("first run"))
     return project

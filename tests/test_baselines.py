@@ -3,11 +3,11 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from minilm.evaluation.ngram import Baselines, NGramModel, baselines, ngram_losses
 
 from minilm import CharTokenizer
 from minilm import baselines as module
 from minilm.errors import InputError
+from minilm.evaluation.ngram import Baselines, NGramModel, baselines, ngram_losses
 
 TRAIN = "the quick brown fox jumps over the lazy dog. the dog sleeps, and the fox is over it."
 TOKENIZER = CharTokenizer.from_text(TRAIN + "Z")  # Z is in the vocabulary, but not in the text

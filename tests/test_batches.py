@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from minilm.data.batches import RandomBatches, open_tokens, scoring_batches, spaced_batches, write_tokens
 
+from minilm.data.batches import RandomBatches, open_tokens, scoring_batches, spaced_batches, write_tokens
 from minilm.errors import InputError
 
 
@@ -34,9 +34,8 @@ def test_random_batches_shift_targets_by_one_reach_both_ends_and_repeat_with_the
     assert (RandomBatches(tokens, 200, 4, seed=2).at(1)[0] != inputs).any()
 
 
-def test_random_batches_of_a_file_equal_those_of_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("minilm.batches._FORGET_ABOVE", 1000)
-    tokens = np.random.default_rng(3).integers(0, 200, 5000).astype(np.uint8)
+def test_random_batches_of_a_large_file_equal_those_of_memory(tmp_path):
+    tokens = np.random.default_rng(3).integers(0, 200, 40_000_000).astype(np.uint8)
     np.save(tmp_path / "a.npy", tokens)
     on_disk = RandomBatches(open_tokens(tmp_path / "a.npy"), 19, 10, seed=1)
     in_memory = RandomBatches(tokens, 19, 10, seed=1)

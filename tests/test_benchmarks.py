@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,8 +23,8 @@ def test_the_plain_model_is_the_default_one():
 
 
 @pytest.mark.parametrize("words", [["plain"], ["minilm", "--set", "precision=fp32", "keep=best"]])
-def test_a_measurement_is_printed_as_json(words):
-    command = [sys.executable, "-m", "benchmarks.measure", *words, "--steps", "5"]
+def test_a_measurement_is_printed_as_json(words, python):
+    command = [python, "-m", "benchmarks.measure", *words, "--steps", "5"]
     printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     found = json.loads(printed)
     assert found["characters_per_second"] > 100

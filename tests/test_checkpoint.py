@@ -3,10 +3,10 @@ import shutil
 
 import pytest
 import torch
-from minilm.data.provenance import Source
 
 import minilm
 from minilm import CharTokenizer, MiniGPT, checkpoint
+from minilm.data.provenance import Source
 from minilm.errors import InputError
 from minilm.files import sha256_of
 
@@ -25,9 +25,9 @@ def test_what_was_saved_is_loaded(tiny_model, folder):
     assert torch.equal(model(ids), tiny_model[0](ids))
     assert tokenizer.characters == tiny_model[1].characters
     assert not model.training
-    card = checkpoint.read_card(folder)
-    assert (card.params, card.data, card.made_with) == ({"steps": 3}, SOURCE, {"threads": 2})
-    assert card.model_sha256 == sha256_of(folder / "model.safetensors")
+    info = checkpoint.read_info(folder)
+    assert (info.params, info.data, info.environment) == ({"steps": 3}, SOURCE, {"threads": 2})
+    assert info.model_sha256 == sha256_of(folder / "model.safetensors")
 
 
 def test_equal_models_give_equal_bytes(tiny_model, folder, tmp_path):
@@ -62,10 +62,10 @@ def test_parts_that_do_not_fit_are_refused_even_with_the_right_digests(folder):
     config = folder / "config.json"
 
     def change(**values):
-        card = json.loads(config.read_text())
-        card["model"] |= values
-        card["sha256"]["tokenizer.json"] = sha256_of(folder / "tokenizer.json")
-        config.write_text(json.dumps(card))
+        content = json.loads(config.read_text())
+        content["model"] |= values
+        content["sha256"]["tokenizer.json"] = sha256_of(folder / "tokenizer.json")
+        config.write_text(json.dumps(content))
 
     change(embed_dim=32)
     with pytest.raises(InputError, match=r"model\.safetensors does not fit config\.json"):

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-from conftest import ROOT, stages_run
 from safetensors.torch import load_file
+
+from conftest import ROOT, stages_run
 
 TORCHRUN = "torchrun --standalone --nproc-per-node 2"
 SHARED = {
@@ -49,7 +50,7 @@ def assert_same_training(project) -> None:
     assert weights.keys() == project.weights.keys()
     for name, tensor in weights.items():
         assert (tensor - project.weights[name]).abs().max() < 2e-3, name
-    assert json.loads(project.read("models/minilm/config.json"))["made_with"]["processes"] == 2
+    assert json.loads(project.read("models/minilm/config.json"))["environment"]["processes"] == 2
 
 
 @pytest.mark.parametrize(
@@ -61,13 +62,13 @@ def assert_same_training(project) -> None:
     ],
 )
 def test_two_processes_give_the_curve_and_weights_of_one(alone, values, last):
-    rows = len(alone.mlflow_runs())
+    runs = len(alone.mlflow_runs())
     alone.set(**SHARED | values)
     output = alone.dvc("repro", last)
     alone.set(**{key: RESET[key] for key in values})
     assert stages_run(output) == {"train", last}
     assert len(re.findall("step 40/40", output)) == 1
-    assert len(alone.mlflow_runs()) == rows + 1
+    assert len(alone.mlflow_runs()) == runs + 1
     assert_same_training(alone)
 
 
@@ -89,23 +90,23 @@ def at_step_10(project, command: list[str], action: Callable[[psutil.Process], N
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_a_lost_process_ends_the_stage_and_the_next_run_goes_on(alone, sharding):
+def test_a_lost_process_ends_the_stage_and_the_next_run_resumes(alone, sharding):
     def kill_the_second(torchrun: psutil.Process) -> None:
         next(w for w in torchrun.children() if w.environ()["RANK"] == "1").kill()
 
     alone.set(**SHARED | {"checkpoint_interval": "0.001", "sharding": sharding})
     printed = at_step_10(alone, stage(2), kill_the_second)
-    assert re.search(r"error: .* the same command goes on from the last saved state", printed), printed
+    assert re.search(r"error: .* the same command resumes from the last checkpoint", printed), printed
     output = alone.run(*stage(2)).stdout
     alone.set(sharding="none", checkpoint_interval="60")
-    assert re.search(r"going on from the state after step \d+ of 40", output)
+    assert re.search(r"resuming from the checkpoint after step \d+ of 40", output)
     assert_same_training(alone)
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        # The signal that torchrun sends for a lost process comes while the error unwinds.
+        # The signal that torchrun sends for a lost process comes while the error propagates.
         (
             "    try:\n        raise RuntimeError('gloo')\n    finally:\n        stop()",
             "connection to another process",
@@ -113,7 +114,7 @@ def test_a_lost_process_ends_the_stage_and_the_next_run_goes_on(alone, sharding)
         ("    stop()", "Signal 15 (SIGTERM)"),
     ],
 )
-def test_sigterm_waits_for_an_error_on_its_way_only(body, said, tmp_path):
+def test_sigterm_waits_only_for_an_error_that_propagates(body, said, tmp_path):
     (tmp_path / "script.py").write_text(
         "import os, signal\nfrom minilm.training.distributed import join_workers\n"
         "stop = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -125,22 +126,22 @@ def test_sigterm_waits_for_an_error_on_its_way_only(body, said, tmp_path):
     assert said in subprocess.run(command, env=env, capture_output=True, text=True).stderr
 
 
-def test_told_to_stop_three_processes_go_on_to_the_same_bytes(alone):
+def test_told_to_stop_three_processes_resume_to_the_same_bytes(alone):
     # Three, since two numbers have the same sum in any order.
     alone.set(**SHARED | {"batch_size": "6"})
     alone.run(*stage(3))
     outputs = [alone.folder / name for name in ("models/minilm/model.safetensors", "reports/loss.csv")]
     expected = [path.read_bytes() for path in outputs]
     printed = at_step_10(alone, stage(3), psutil.Process.terminate)
-    assert re.search(r"error: stopped by .* after step \d+ of 40; the state is saved", printed), printed
-    assert re.search(r"going on from the state after step \d+ of 40", alone.run(*stage(3)).stdout)
+    assert re.search(r"error: stopped by .* after step \d+ of 40; the checkpoint is saved", printed), printed
+    assert re.search(r"resuming from the checkpoint after step \d+ of 40", alone.run(*stage(3)).stdout)
     assert [path.read_bytes() for path in outputs] == expected
 
 
-def test_what_cannot_be_shared_is_refused_in_one_line(alone):
+def test_what_cannot_be_divided_is_refused_in_one_line(alone):
     alone.set(**SHARED | {"batch_size": "5"})
     output = alone.run(*TORCHRUN.split(), "-m", "stages.train", ok=False).stdout
-    assert "error: batch_size: 5 cannot be shared out among 2 processes in 1 parts each" in output
+    assert "error: batch_size: 5 cannot be divided among 2 processes with 1 micro-batches each" in output
     alone.set(**SHARED | {"launcher": "python", "sharding": "fsdp"})
     output = alone.dvc("repro", ok=False)
     assert "error: sharding: fsdp needs processes; set launcher to torchrun" in output

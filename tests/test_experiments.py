@@ -1,8 +1,8 @@
 """Experiments in a clone with tiny parameters: by DVC, by the command line, on one's own text."""
 
 import yaml
-from conftest import ROOT, stages_run
 
+from conftest import ROOT, stages_run
 from minilm.params import STAGES, load_params
 
 ALL = set(STAGES)

@@ -1,34 +1,57 @@
+"""The export to transformers: equal logits, equal tokens, and a model card that says where they come from."""
+
 import itertools
+import json
+import math
 import os
 import random
 import re
 import resource
+import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from exporting import CHARACTERS, CONFIG, SOURCE, save_model
-from minilm.deploy.huggingface import export, main
-from minilm.model.positions import POSITIONS
+import yaml
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minilm import ModelConfig, checkpoint, generate
+from minilm import CharTokenizer, MiniGPT, ModelConfig, checkpoint, generate
+from minilm.data.provenance import Source
+from minilm.deploy.huggingface import export, main
 from minilm.errors import InputError
-from minilm.model.gpt import ACTIVATIONS, NORMALIZATIONS
+from minilm.model.config import ACTIVATIONS, NORMALIZATIONS, POSITIONS
 from minilm.params import load_params, load_recipe
 
 ROOT = Path(__file__).parent.parent
+# White space, characters that other tokenizers write for it, combining marks, and what looks special.
+CHARACTERS = (
+    "The quick brown fox jumps over the lazy dog.,?!'\"<s>/[UNK]|endoftext" + "\n\r\t \u00a0\u3000\u200b\x00"
+    "▁ĠĊ##@@ée\u0301ﬁİ\u0131한👩\u200d🚀\ufe0f"
+)
+SOURCE = Source("wikitext-2", "hub:Salesforce/wikitext:wikitext-2-raw-v1", None, {"train": 1234567}, "ab12")
+CONFIG = ModelConfig(len(CharTokenizer(CHARACTERS).characters) + 1, 25, 24, 3, 2, mlp_ratio=3)
 SHAPES = [
     dict(zip(("position", "activation", "normalization", "qk_norm", "biases"), values, strict=True))
     for values in itertools.product(POSITIONS, ACTIVATIONS, NORMALIZATIONS, (False, True), (False, True))
 ]
 
 
+def save_model(folder: Path, config: ModelConfig, source: Source = SOURCE) -> tuple[MiniGPT, CharTokenizer]:
+    """A model folder with weights far from their initial values, so that every one matters."""
+    model, tokenizer = MiniGPT(config).eval(), CharTokenizer(CHARACTERS)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    checkpoint.save(folder, model, tokenizer, {"steps": 7, "learning_rate": 0.0003}, source, {"torch": "x"})
+    return model, tokenizer
+
+
 def architecture(position, activation, normalization, qk_norm, biases) -> str | None:
-    """What a shape must become, told by cases."""
+    """The class that a shape must become; None for a shape that must be refused."""
     gated = activation == "swiglu"
     if position in ("learned", "sinusoidal") and normalization == "layernorm" and not gated and not qk_norm:
         return "GPT2LMHeadModel"
@@ -41,7 +64,6 @@ def architecture(position, activation, normalization, qk_norm, biases) -> str | 
     return None
 
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
 MAPPED = [shape for shape in SHAPES if architecture(**shape)]
 UNMAPPED = [shape for shape in SHAPES if not architecture(**shape)]
 
@@ -56,16 +78,12 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command line; returns the one line of its error, or what it printed."""
+def command(capsys):
+    """Runs the command line; returns the one line of its error."""
 
-    def command(*arguments, error=True):
-        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-        if not error:
-            main()
-            return capsys.readouterr().out
+    def command(folder, out):
         with pytest.raises(SystemExit) as caught:
-            main()
+            main([str(folder), str(out)])
         message = caught.value.code
         assert message.startswith("error: ")
         assert "\n" not in message
@@ -119,7 +137,7 @@ def test_every_other_shape_is_refused_and_nothing_is_written(tmp_path):
 )
 def test_what_does_not_map_is_named_with_what_would(settings, expected, tmp_path, command):
     save_model(tmp_path / "model", replace(CONFIG, **settings))
-    message = command(tmp_path / "model", tmp_path / "out", "--format", "transformers")
+    message = command(tmp_path / "model", tmp_path / "out")
     assert message == (
         f"error: {tmp_path / 'model'}: its settings map to no stock architecture of transformers: {expected}"
     )
@@ -129,8 +147,7 @@ def test_what_does_not_map_is_named_with_what_would(settings, expected, tmp_path
 def test_the_classic_recipe_maps_and_of_the_modern_one_only_the_softcap_does_not(tmp_path):
     for recipe in ("classic", "modern"):
         params = load_params(ROOT / "params.yaml", load_recipe(ROOT / "recipes" / f"{recipe}.yaml")).train
-        shape = {key: getattr(params, key) for key in asdict(CONFIG) if key != "vocab_size"}
-        save_model(tmp_path / recipe, ModelConfig(CONFIG.vocab_size, **shape))
+        save_model(tmp_path / recipe, ModelConfig.from_params(CONFIG.vocab_size, params))
     assert export(tmp_path / "classic", tmp_path / "out").startswith("GPT-2")
     with pytest.raises(InputError, match=r"transformers: Persimmon wants logit_softcap 0.0, not 15.0$"):
         export(tmp_path / "modern", tmp_path / "out 2")
@@ -164,7 +181,7 @@ def texts():
         yield "".join(generator.choices(CHARACTERS, k=length))
         # Any character but surrogates, which stand alone in no text.
         yield "".join(chr((0xE000 + generator.randrange(0x10F800)) % 0x110000) for _ in range(length))
-    yield (ROOT / "minilm" / "sample_text" / "train.txt").read_text(encoding="utf-8")
+    yield (ROOT / "minilm" / "data" / "sample_text" / "train.txt").read_text(encoding="utf-8")
 
 
 def test_the_tokenizer_reads_and_writes_characters_as_ours_does(exported):
@@ -202,29 +219,46 @@ def test_generate_never_draws_the_unknown_character(tmp_path):
     assert (stock.generate(ids, attention_mask=torch.ones_like(ids)) != 0).all()
 
 
-def test_the_cards_code_runs_where_there_is_no_minilm(exported):
-    _, ours, _, out = exported
-    program = (
-        "import re, sys\n"
-        "class Blocker:\n"
-        "    def find_spec(self, name, *rest):\n"
-        "        if name.split('.')[0] == 'minilm': raise ImportError('there is no minilm here')\n"
-        "sys.meta_path.insert(0, Blocker())\n"
-        "exec(re.search(r'```python\\n(.*?)```', open('README.md').read(), re.DOTALL)[1])\n"
-        "print('ids', tokenizer('The\\n Ω')['input_ids'])\n"
-        "print(type(model).__module__, type(tokenizer).__module__)\n"
-        "try: import minilm\n"
-        "except ImportError as error: print(error)\n"
-    )
+EXPORT_AND_RUN_THE_CARD = """
+import os, re, runpy, sys
+
+# As `python -m minilm.export FOLDER OUT --format transformers` does.
+sys.path.insert(0, {project!r})
+sys.argv[1:] = [{folder!r}, "deep/er/out", "--format", "transformers"]
+runpy.run_module("minilm.export", run_name="__main__", alter_sys=True)
+
+class NoMiniLM:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] == "minilm":
+            raise ImportError("there is no minilm here")
+
+for name in [name for name in sys.modules if name.split(".")[0] == "minilm"]:
+    del sys.modules[name]
+sys.meta_path.insert(0, NoMiniLM())
+os.chdir("deep/er/out")
+exec(re.search(r"```python\\n(.*?)```", open("README.md").read(), re.DOTALL)[1])
+print("ids", tokenizer("The\\n Ω")["input_ids"])
+print(type(model).__module__, type(tokenizer).__module__)
+"""
+
+
+def test_the_former_command_exports_what_runs_where_there_is_no_minilm(exported, tmp_path):
+    model, tokenizer, folder, out = exported
+    script = EXPORT_AND_RUN_THE_CARD.format(project=str(ROOT), folder=os.path.relpath(folder, tmp_path))
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=out, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
-    assert done.stdout.startswith("The ")
-    *_, ids, modules, blocked = done.stdout.splitlines()
-    assert ids == "ids " + str(ours.encode("The\n Ω").tolist())
+    assert done.stderr == ""
+    report, text, *_, ids, modules = done.stdout.splitlines()
+    assert report == (
+        f"export: deep/er/out: GPT-2 with {model.num_parameters:,} parameters; README.md with no metrics, "
+        "since no evaluation of this model was found"
+    )
+    assert text.startswith("The ")
+    assert ids == "ids " + str(tokenizer.encode("The\n Ω").tolist())
     assert all(module.startswith("transformers.") for module in modules.split())
-    assert blocked == "there is no minilm here"
-    assert not list(out.glob("*.py"))
+    for file in out.iterdir():
+        assert (tmp_path / "deep" / "er" / "out" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_the_same_model_gives_the_same_files(exported, tmp_path):
@@ -241,25 +275,6 @@ def test_the_same_model_gives_the_same_files(exported, tmp_path):
     ]
     for file in out.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
-
-
-def test_the_command_works_from_any_folder(exported):
-    folder = os.path.relpath(exported[2])
-    done = subprocess.run(
-        [sys.executable, "-m", "minilm.deploy.huggingface", folder, "deep/er/out", "--format", "transformers"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    parameters = f"{exported[0].num_parameters:,} parameters"
-    assert done.stdout == (
-        f"export: deep/er/out: GPT-2 with {parameters}; README.md with no metrics, for MLflow has none of "
-        "this model\n"
-    )
-    assert done.stderr == ""
-    assert AutoTokenizer.from_pretrained("deep/er/out").decode([0]) == "\ufffd"
 
 
 def test_an_out_that_is_in_use_is_refused_and_stays(exported, tmp_path, command):
@@ -290,24 +305,88 @@ def test_without_transformers_the_error_says_how_to_get_it(exported, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_leaves_nothing_half_written(exported, tmp_path):
+def test_a_full_disk_leaves_nothing_half_written(exported, tmp_path, command):
     size = (exported[3] / "model.safetensors").stat().st_size
-    done = subprocess.run(
-        [sys.executable, "-m", "minilm.deploy.huggingface", exported[2], tmp_path / "out"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1
-    assert re.fullmatch(r"error: [^\n]*File too large[^\n]*\n", done.stderr)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    try:
+        message = command(exported[2], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in message
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
     assert not list(tmp_path.glob(".unfinished-*"))
 
 
-def test_another_format_is_refused(exported, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["export", str(exported[2]), str(tmp_path / "out"), "--format", "gguf"])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "transformers" in capsys.readouterr().err
+def front_matter(out: Path) -> dict:
+    return yaml.safe_load(re.match(r"---\n(.*?)---\n", (out / "README.md").read_text(), re.DOTALL)[1])
+
+
+def test_the_card_says_where_the_model_comes_from_and_what_it_cannot_do(exported):
+    _, ours, folder, out = exported
+    card = ModelCard.load(out / "README.md")
+    assert card.data.license == "mit"
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    assert card.data.language == ["en"]
+    assert card.data.datasets == ["Salesforce/wikitext"]
+    assert card.data.tags == ["minilm", "character-level", "gpt2"]
+    assert not card.data.eval_results
+    for part in (
+        "# MiniLM on wikitext-2\n",
+        'origin: "hub:Salesforce/wikitext:wikitext-2-raw-v1"',
+        'characters: {"train": 1234567}',
+        'sha256: "ab12"',
+        "No metrics of this model were found",
+        "learning_rate: 0.0003",
+        'activation: "relu"',
+        checkpoint.read_info(folder).model_sha256,
+        "It sees 25 characters at once",
+        f"It knows {ours.vocab_size - 1} characters",
+    ):
+        assert part in card.text, part
+    assert "WARNING" not in card.text
+
+
+def test_the_sample_text_is_loud_and_an_unknown_language_is_not_claimed(tmp_path):
+    save_model(tmp_path / "a", CONFIG, replace(SOURCE, origin="sample", fallback_for="wikitext-2"))
+    export(tmp_path / "a", tmp_path / "a out")
+    text = (tmp_path / "a out" / "README.md").read_text()
+    assert "# MiniLM on the bundled sample text\n\n> **WARNING: " in text
+    assert "datasets" not in front_matter(tmp_path / "a out")
+    odd = 'file:my | `book`: "é".txt'
+    save_model(tmp_path / "b", CONFIG, replace(SOURCE, dataset="book.txt", origin=odd))
+    export(tmp_path / "b", tmp_path / "b out")
+    assert not {"language", "datasets"} & set(front_matter(tmp_path / "b out"))
+    lines = re.findall(r"```yaml\n(.*?)```", (tmp_path / "b out" / "README.md").read_text(), re.DOTALL)
+    assert yaml.safe_load(lines[0])["origin"] == odd
+
+
+@pytest.fixture
+def project(exported, tmp_path):
+    """A project with the exported model and an evaluation of it."""
+    shutil.copytree(exported[2], tmp_path / "models" / "minilm")
+    (tmp_path / "reports").mkdir()
+    digest = checkpoint.read_info(exported[2]).model_sha256
+    metrics = {"test_loss": 2.5, "test_perplexity": math.nan, "test_accuracy": 0.287, "ngram_loss": 1.7}
+    (tmp_path / "reports" / "evaluation.json").write_text(json.dumps({"model_sha256": digest}))
+    (tmp_path / "reports" / "metrics.json").write_text(json.dumps(metrics | {"of_a_later_version": 1.0}))
+    return tmp_path
+
+
+def test_metrics_come_from_the_projects_reports(project):
+    assert export(project / "models" / "minilm", project / "out").endswith("README.md with 4 metrics")
+    card = ModelCard.load(project / "out" / "README.md")
+    (result,) = card.data.to_dict()["model-index"][0]["results"]
+    assert result["dataset"]["type"] == "Salesforce/wikitext"
+    assert result["dataset"]["config"] == "wikitext-2-raw-v1"
+    found = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert found == {"loss": 2.5, "accuracy": 0.287}
+    for line in ("| loss | 2.5 |", "| accuracy | 28.7 % |", "| n-gram loss | 1.7 |"):
+        assert line in card.text
+
+
+def test_metrics_of_another_model_are_left_out(project):
+    (project / "reports" / "evaluation.json").write_text('{"model_sha256": "another"}')
+    assert "no metrics" in export(project / "models" / "minilm", project / "out")
+    assert "No metrics of this model were found" in (project / "out" / "README.md").read_text()

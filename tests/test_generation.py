@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from minilm import generate, generate_samples, stream
+from minilm import MiniGPT, ModelConfig, generate, generate_samples, stream
 from minilm.errors import InputError
-from minilm.generation.sampling import Sampling, sample_ids
+from minilm.generation.config import Sampling
+from minilm.generation.kv_cache import sample_ids, useful_threads
+from minilm.generation.sampling import limit
 
 PROMPT = "the quick"
 SETTINGS = [
@@ -46,7 +48,8 @@ def test_drawing_follows_the_probabilities_and_leaves_torch_as_it_was(tiny_model
     logits[0] = -torch.inf
     expected = torch.softmax(logits / 0.9, 0).numpy()
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    drawn = np.concatenate(sample_ids(model, prompt, 1, Sampling(0.9), range(4000)))
+    sampling = Sampling(temperature=0.9, top_k=0, max_new_tokens=1, seed=0)
+    drawn = np.concatenate(sample_ids(model, prompt, sampling, 4000))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert not torch.is_inference_mode_enabled()
@@ -54,6 +57,17 @@ def test_drawing_follows_the_probabilities_and_leaves_torch_as_it_was(tiny_model
     # Chi-squared with about 28 degrees of freedom: above 60 once in 2,000 times, and the seeds are fixed.
     kept = expected > 0
     assert ((counts[kept] - 4000 * expected[kept]) ** 2 / (4000 * expected[kept])).sum() < 60
+
+
+def test_several_threads_are_used_where_the_work_is_large_enough(tiny_model):
+    model = MiniGPT(ModelConfig(65))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert [useful_threads(model, texts) for texts in (1, 8, 10**6)] == [1, 2, 3]
+        assert useful_threads(tiny_model[0], 10**6) == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_caller_of_a_stream_is_not_in_inference_mode(tiny_model):
@@ -81,14 +95,14 @@ def test_the_caller_of_a_stream_is_not_in_inference_mode(tiny_model):
 )
 def test_limits_by_hand(sampling, expected):
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.1]]))  # the first is the unknown character
-    limited = sampling.limit(logits)[0]
+    limited = limit(logits, sampling)[0]
     limited[0] = -torch.inf  # what the noise does
     found = torch.softmax(limited / max(sampling.temperature, 1e-30), 0)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
 
 
 def test_equal_logits_do_not_let_in_more_than_k():
-    assert Sampling(1.0, top_k=2).limit(torch.zeros(3, 9)).isfinite().sum(1).tolist() == [2, 2, 2]
+    assert limit(torch.zeros(3, 9), Sampling(1.0, top_k=2)).isfinite().sum(1).tolist() == [2, 2, 2]
 
 
 def test_writing_ends_before_the_stop_text(tiny_model):

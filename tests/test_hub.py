@@ -3,14 +3,13 @@
 import json
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-import hub
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from conftest import ROOT
+from helpers import hub
+
 WIKI = {
     "train": [" = Fox = \n", "", " The quick brown fox , again and again . \n"] * 60,
     "validation": [" jumps over \n", ""],
@@ -39,34 +38,46 @@ def address(tmp_path_factory):
         yield url
 
 
-def read(endpoint: str, cache: Path, dataset: str, fallback: str = "no") -> subprocess.CompletedProcess:
-    env = {"PATH": "", "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", READ, dataset, fallback]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def read(python, tmp_path):
+    """Reads a dataset in a process of its own, as the Hub's address is read when `datasets` is imported."""
+
+    def read(endpoint: str, dataset: str, fallback: str = "no") -> subprocess.CompletedProcess:
+        env = {"PATH": "", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        command = [python, "-c", READ, dataset, fallback]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+    return read
 
 
-def corpus(*arguments, **keywords):
-    done = read(*arguments, **keywords)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture
+def corpus(read):
+    """What was read: its origin, what it replaces, and the splits."""
+
+    def corpus(*arguments):
+        done = read(*arguments)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return corpus
 
 
-def test_wikitext_rows_are_joined_as_they_are_and_the_cache_serves_without_the_hub(address, tmp_path):
+def test_wikitext_rows_are_joined_as_they_are_and_the_cache_serves_without_the_hub(address, corpus):
     expected = [
         "hub:Salesforce/wikitext:wikitext-2-raw-v1",
         None,
         {s: "".join(rows) for s, rows in WIKI.items()},
     ]
-    assert corpus(address, tmp_path, "wikitext-2") == expected
-    assert corpus("http://127.0.0.1:9", tmp_path, "wikitext-2") == expected
+    assert corpus(address, "wikitext-2") == expected
+    assert corpus("http://127.0.0.1:9", "wikitext-2") == expected
 
 
-def test_any_data_set_with_text_and_its_missing_split(address, tmp_path):
-    origin, _, splits = corpus(address, tmp_path, "hub:someone/stories")
+def test_any_dataset_with_text_and_its_missing_split(address, corpus):
+    origin, _, splits = corpus(address, "hub:someone/stories")
     assert origin == "hub:someone/stories"
     whole = "One.\nTwo.\n" * 50
     assert splits == {"train": whole[:450], "validation": whole[450:], "test": "End.\n"}
-    assert corpus(address, tmp_path, "hub:someone/stories:default")[2] == splits
+    assert corpus(address, "hub:someone/stories:default")[2] == splits
 
 
 @pytest.mark.parametrize(
@@ -78,23 +89,23 @@ def test_any_data_set_with_text_and_its_missing_split(address, tmp_path):
         ("hub:someone/tests", "has no split train, only test"),
     ],
 )
-def test_what_the_hub_does_not_have_is_an_error_even_with_fallback(address, tmp_path, dataset, message):
-    done = read(address, tmp_path, dataset, fallback="yes")
+def test_what_the_hub_does_not_have_is_an_error_even_with_fallback(address, read, dataset, message):
+    done = read(address, dataset, "yes")
     assert done.returncode != 0
     assert message in done.stderr.splitlines()[-1]
     assert "InputError: dataset:" in done.stderr.splitlines()[-1]
 
 
-def test_a_hub_that_accepts_and_keeps_silent_is_given_up_in_time(tmp_path):
+def test_a_hub_that_accepts_and_keeps_silent_is_given_up_in_time(corpus):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         start = time.monotonic()
-        origin, fallback_for, _ = corpus(endpoint, tmp_path, "wikitext-2", fallback="yes")
+        origin, fallback_for, _ = corpus(endpoint, "wikitext-2", "yes")
         assert time.monotonic() - start < 15
     assert (origin, fallback_for) == ("sample", "wikitext-2")
 
 
-def test_without_fallback_an_absent_hub_is_an_error(tmp_path):
-    done = read("http://127.0.0.1:9", tmp_path, "wikitext-2")
+def test_without_fallback_an_absent_hub_is_an_error(read):
+    done = read("http://127.0.0.1:9", "wikitext-2")
     assert "could not be read from the Hugging Face Hub" in done.stderr.splitlines()[-1]
     assert "allow_fallback: true" in done.stderr.splitlines()[-1]

@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
-from minilm.training.optim import Float32Muon, learning_rate_at, make_optimizers, orthogonalise
 
 from minilm import MiniGPT, ModelConfig
 from minilm.params import TrainParams
+from minilm.training.float32_muon import Float32Muon, orthogonalize
+from minilm.training.optim import learning_rate_at, make_optimizers
 
 
 def new_model(**shape) -> MiniGPT:
@@ -21,12 +22,12 @@ def new_model(**shape) -> MiniGPT:
         {"tied_embeddings": False, "activation": "swiglu", "position": "alibi"},
     ],
 )
-def test_every_parameter_is_optimised_exactly_once(optimizer, shape):
+def test_every_parameter_is_optimized_exactly_once(optimizer, shape):
     model = new_model(**shape)
     optimizers = make_optimizers(model, TrainParams(optimizer=optimizer))
     groups = [group for one in optimizers for group in one.param_groups]
-    optimised = [id(p) for group in groups for p in group["params"]]
-    assert sorted(optimised) == sorted(map(id, model.parameters()))
+    optimized = [id(p) for group in groups for p in group["params"]]
+    assert sorted(optimized) == sorted(map(id, model.parameters()))
     for group in groups:
         assert group["weight_decay"] == (0.1 if group["params"][0].dim() >= 2 else 0.0)
 
@@ -45,13 +46,13 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest(precision, kind):
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 5)])
-def test_orthogonalising_applies_muons_polynomial_to_the_singular_values(shape):
+def test_orthogonalizing_applies_muons_polynomial_to_the_singular_values(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
     values = values / values.norm()
     for _ in range(5):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    found = orthogonalise(matrix, (3.4445, -4.7750, 2.0315))
+    found = orthogonalize(matrix, (3.4445, -4.7750, 2.0315))
     torch.testing.assert_close(found.double(), u @ values.diag() @ v, atol=1e-4, rtol=1e-4)
 
 
@@ -86,7 +87,7 @@ def test_muons_step_is_orthogonal_and_as_large_as_adamws(precision):
         optimizer.step()
     step = (weight.detach() - before).double()
     lengths = torch.linalg.svdvals(step)
-    # Newton and Schulz's iteration, as Muon runs it, brings all but the smallest to between 0.7 and 1.2.
+    # The Newton-Schulz iteration, as Muon runs it, brings all but the smallest to between 0.7 and 1.2.
     assert lengths.max() / lengths.median() < 1.6 < 3 < gradient.max() / gradient.median()
     assert step.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.25)
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from minilm.data.provenance import Source
 from PIL import Image
 
 from minilm import pages
 from minilm.checkpoint import ModelCard
+from minilm.data.provenance import Source
 from minilm.model.gpt import ModelConfig
 
 EVIL = """<script>window.ran = 1</script><img src=x onerror="window.ran = 1">&amp;'"</pre></div>"""

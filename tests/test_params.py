@@ -1,10 +1,14 @@
+import inspect
 import re
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
+from minilm import ModelConfig, generate, generate_samples, stream
 from minilm.errors import InputError
-from minilm.params import STAGES, TrainParams, allowed, default_text, load_params
+from minilm.generation.config import Sampling
+from minilm.params import STAGES, SampleParams, TrainParams, allowed, default_text, load_params
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "params.yaml"
@@ -19,6 +23,16 @@ def problems(**overrides: str) -> list[str]:
 def test_shipped_file_holds_every_default():
     for part in load_params(FILE):
         assert part == type(part)()
+
+
+def test_every_key_has_one_default():
+    for field in fields(ModelConfig):
+        if field.name != "vocab_size":
+            assert TrainParams.model_fields[field.name].default == field.default
+    for key, default in asdict(Sampling()).items():
+        assert SampleParams.model_fields["sample_seed" if key == "seed" else key].default == default
+        for function in (generate, stream, generate_samples):
+            assert inspect.signature(function).parameters[key].default == default
 
 
 @pytest.mark.parametrize(

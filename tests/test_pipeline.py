@@ -7,8 +7,8 @@ import sys
 import mlflow
 import pytest
 import yaml
-from conftest import TINY, stages_run
 
+from conftest import TINY, stages_run
 from minilm.params import FIELDS, STAGES
 
 ALL = set(STAGES)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from minilm.model.positions import alibi_bias, alibi_slopes, rope_rotation, rotate, sinusoidal_table
 
 
@@ -35,8 +36,8 @@ def test_products_of_rotated_vectors_depend_on_the_distance_only():
     query, key = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(2))
 
     def score(i: int, j: int) -> float:
-        turned = [rotate(x, *rope_rotation(torch.tensor([at]), 8)) for x, at in ((query, i), (key, j))]
-        return (turned[0] @ turned[1].T).item()
+        rotated = [rotate(x, *rope_rotation(torch.tensor([at]), 8)) for x, at in ((query, i), (key, j))]
+        return (rotated[0] @ rotated[1].T).item()
 
     assert score(7, 4) == pytest.approx(score(103, 100), abs=1e-4)
     assert score(7, 4) != pytest.approx(score(7, 5), abs=1e-2)

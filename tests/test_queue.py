@@ -8,14 +8,14 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import stages_run
 from dvc.repo import Repo
 from minilm.best import about_the_best, rank
-from minilm.tracking.lineage import find_lineage
-
-from minilm.files import sha256_of
 from minilm.lineage_text import text_of
+
+from conftest import stages_run
+from minilm.files import sha256_of
 from minilm.params import load_params
+from minilm.tracking.lineage import find_lineage
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from minilm import MiniGPT, ModelConfig, train
 from minilm.errors import InputError
 from minilm.params import TrainParams, load_params, load_recipe
 
@@ -39,16 +41,10 @@ def test_classic_is_the_defaults():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_trains(path):
-    import numpy as np
-
-    from minilm import MiniGPT, train
-    from minilm.model.gpt import ModelConfig
-
     values = load_recipe(path) | {"steps": "3", "eval_interval": "3", "eval_batches": "1", "compile": "false"}
     params = load_params(ROOT / "params.yaml", values).train
-    shape = {key: getattr(params, key) for key in ModelConfig.__dataclass_fields__ if key != "vocab_size"}
     tokens = np.tile(np.arange(1, 12, dtype=np.uint8), 100)
-    (report,) = train(MiniGPT(ModelConfig(12, **shape)), tokens, tokens, params)
+    (report,) = train(MiniGPT(ModelConfig.from_params(12, params)), tokens, tokens, params)
     assert report.step == 3
 
 

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import requests
-from conftest import stages_run
 from moto.server import ThreadedMotoServer
+
+from conftest import stages_run
 
 MODEL = "models/minilm"
 KEY = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret"}

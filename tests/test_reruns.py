@@ -1,9 +1,9 @@
 """Changing one parameter reruns exactly the stages that depend on it."""
 
 import pytest
-from conftest import stages_run
 from dvc.repo import Repo
 
+from conftest import stages_run
 from minilm.params import FIELDS, STAGES
 
 # A change of each key that a run on the bundled sample bears.

@@ -1,5 +1,6 @@
-"""Training that is interrupted goes on and ends as if it had not been."""
+"""Training that is interrupted resumes and ends as if it had not been."""
 
+import json
 import os
 import re
 import shutil
@@ -11,10 +12,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from minilm.training.snapshots import Snapshots, fingerprint, interruption
 
 from minilm import MiniGPT, ModelConfig, train
 from minilm.params import TrainParams
+from minilm.training.fingerprint import fingerprint
+from minilm.training.snapshots import Snapshots, interruption
 
 TOKENS = np.random.default_rng(7).integers(1, 6, 400).astype(np.uint8)
 PARAMS = TrainParams(
@@ -50,7 +52,7 @@ def run(params: TrainParams, snapshots: Snapshots | None = None):
     model, reports = new_model(), []
     returned = train(model, TOKENS, TOKENS[:60], params, reports.append, snapshots)
     assert returned == reports
-    return [now[:4] for now in reports], [p.clone() for p in model.parameters()]
+    return [now[:5] for now in reports], [p.clone() for p in model.parameters()]
 
 
 VARIANTS = [{"precision": "fp32"}, {"precision": "bf16"}, {"keep": "best"}, {"grad_accumulation": 2}] + [
@@ -59,7 +61,7 @@ VARIANTS = [{"precision": "fp32"}, {"precision": "bf16"}, {"keep": "best"}, {"gr
 
 
 @pytest.mark.parametrize("values", VARIANTS)
-def test_after_any_step_it_goes_on_to_the_same_end(tmp_path, values):
+def test_after_any_step_it_resumes_to_the_same_end(tmp_path, values):
     params = TrainParams(**PARAMS.model_dump() | values)
     curve, weights = run(params)
     for last in range(1, 8):
@@ -74,7 +76,7 @@ def test_after_any_step_it_goes_on_to_the_same_end(tmp_path, values):
         assert all(torch.equal(p, q) for p, q in zip(weights, same_weights, strict=True))
 
 
-def test_a_damaged_newest_state_gives_way_to_the_one_before(tmp_path, capsys):
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
     curve, weights = run(PARAMS)
     snapshots = DyingSnapshots(tmp_path, 1)
     snapshots.last = 5
@@ -97,8 +99,8 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before(tmp_path, capsys):
 
 def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("minilm.resume.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("minilm.resume.os.fsync", lambda _: now.__setitem__(0, now[0] + 3))
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("os.fsync", lambda _: now.__setitem__(0, now[0] + 3))
     snapshots = Snapshots(tmp_path, 10)
     assert not snapshots.due()
     now[0] += 10
@@ -111,17 +113,21 @@ def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
 
 
 def test_fingerprints_tell_trainings_apart(tmp_path):
-    a, b = tmp_path / "a", tmp_path / "b"
-    a.write_text("x")
-    b.write_text("y")
-    names = [
-        fingerprint({"steps": 1}, files=[a]),
-        fingerprint({"steps": 2}, files=[a]),
-        fingerprint({"steps": 1}, files=[b]),
-        fingerprint({"steps": 1}, files=[a, b]),
+    def name(content="x", deps=("a",), environment=(("threads", 2),), **params) -> str:
+        for file in "ab":
+            (tmp_path / file).write_text(content)
+        stage = {"cmd": "true", "deps": list(deps)}
+        (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"train": stage}}))
+        return fingerprint(tmp_path, {"steps": 1, "checkpoint_interval": 60, **params}, dict(environment))
+
+    changed = [
+        name(content="y"),
+        name(deps=("a", "b")),
+        name(environment=(("threads", 1),)),
+        name(steps=2),
     ]
-    assert len(set(names)) == 4
-    assert names[0] == fingerprint({"steps": 1}, files=[a])
+    assert len({name(), *changed}) == 5
+    assert name(checkpoint_interval=1, launcher="torchrun") == name()
 
 
 def test_signals_are_noted_and_then_again_left_to_others():
@@ -143,10 +149,11 @@ def test_signals_are_noted_and_then_again_left_to_others():
     assert found == [[]]
 
 
-# Real processes, in a project.
+# Processes in a project.
 
-STAGE = (sys.executable, "-u", "-m", "stages.train")
-OUTPUTS = ("models/minilm/model.safetensors", "models/minilm/config.json", "reports/loss.csv")
+STAGE = ("python", "-u", "-m", "stages.train")
+WEIGHTS, CURVES = "models/minilm/model.safetensors", "reports/loss.csv"
+OUTPUTS = (WEIGHTS, CURVES, "models/minilm/config.json")
 
 
 @pytest.fixture(scope="module")
@@ -161,27 +168,26 @@ def trained(make_project):
     return project
 
 
-def states(project) -> list[str]:
+def checkpoints(project) -> list[str]:
     return sorted(path.name for path in project.folder.glob(".checkpoints/*/step-*"))
 
 
 @pytest.fixture(autouse=True)
-def no_states(request):
+def no_checkpoints(request):
     """No test begins with what another has left."""
     if "trained" in request.fixturenames:
         shutil.rmtree(request.getfixturevalue("trained").folder / ".checkpoints", ignore_errors=True)
 
 
+def start(project, *command: str) -> subprocess.Popen:
+    """The command, running in the project."""
+    output = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=project.folder, env=project.env, **output)
+
+
 def interrupt(project, number: int, after: str) -> str:
     """Start the stage, send it the signal when it has printed `after`, and return all that it printed."""
-    process = subprocess.Popen(
-        STAGE,
-        cwd=project.folder,
-        env=project.env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    process = start(project, *STAGE)
     printed = ""
     for line in process.stdout:
         printed += line
@@ -191,77 +197,73 @@ def interrupt(project, number: int, after: str) -> str:
     return printed
 
 
-def assert_as_never_interrupted(project, output: str) -> None:
-    assert re.search(r"going on from the state after step \d+ of 400", output)
-    for name, expected in project.expected.items():
-        assert (project.folder / name).read_bytes() == expected, name
-    assert not states(project)
+def assert_as_never_interrupted(project, output: str, names=OUTPUTS) -> None:
+    assert re.search(r"train: resuming from the checkpoint after step \d+ of 400", output)
+    for name in names:
+        assert (project.folder / name).read_bytes() == project.expected[name], name
+    assert not checkpoints(project)
 
 
-def test_killed_it_goes_on_and_writes_the_same_bytes(trained):
+def test_killed_it_resumes_and_writes_the_same_bytes(trained):
     printed = interrupt(trained, signal.SIGKILL, "step  60/400")
     assert "step 400/400" not in printed
-    assert states(trained)
+    assert checkpoints(trained)
     interrupt(trained, signal.SIGKILL, "step 200/400")  # and once more
     assert_as_never_interrupted(trained, trained.run(*STAGE).stdout)
 
 
-def test_a_second_start_waits_for_the_first_and_goes_on_from_its_state(trained):
-    outputs = {"cwd": trained.folder, "env": trained.env, "text": True, "stdout": subprocess.PIPE}
-    with subprocess.Popen(STAGE, **outputs) as first:
+def test_a_second_start_waits_for_the_first_and_resumes_from_its_checkpoint(trained):
+    with start(trained, sys.executable, *STAGE[1:]) as first:  # only a real interpreter can be stopped
         for line in first.stdout:
             if "step 100/400" in line:
                 first.send_signal(signal.SIGSTOP)
                 break
-        with subprocess.Popen(STAGE, **outputs) as second:
-            assert "another process is at exactly this training" in second.stdout.readline()
-            first.kill()
+        with start(trained, *STAGE) as second:
+            for line in second.stdout:
+                if line == "train: another process runs exactly this training; waiting for it to end\n":
+                    first.kill()
+                    break
             printed = second.stdout.read()
     assert_as_never_interrupted(trained, printed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_saves_its_state_and_says_so(trained, number):
+def test_told_to_stop_it_saves_a_checkpoint_and_says_so(trained, number):
     trained.set(checkpoint_interval="1000")
     printed = interrupt(trained, number, "step 100/400")
     found = re.search(
-        rf"error: stopped by {number.name} after step (\d+) of 400; the state is saved, and the same command "
-        "goes on from there",
+        rf"error: stopped by {number.name} after step (\d+) of 400; the checkpoint is saved, and the same "
+        "command resumes from it",
         printed,
     )
     assert "Traceback" not in printed
-    assert states(trained)[-1] == f"step-{int(found[1]):010}"
+    assert checkpoints(trained) == [f"step-{int(found[1]):010}"]
+    # The interval is no part of what is trained, but of config.json.
     output = trained.run(*STAGE).stdout
-    assert f"going on from the state after step {found[1]} of 400" in output
-    assert (trained.folder / "reports/loss.csv").read_bytes() == trained.expected["reports/loss.csv"]
-    weights = "models/minilm/model.safetensors"
-    assert (trained.folder / weights).read_bytes() == trained.expected[weights]
     trained.set(checkpoint_interval="0.001")
+    assert f"resuming from the checkpoint after step {found[1]} of 400" in output
+    assert_as_never_interrupted(trained, output, (WEIGHTS, CURVES))
 
 
-def test_forced_it_starts_anew(trained):
+def test_forced_it_resumes_too(trained):
     interrupt(trained, signal.SIGTERM, "step 100/400")
-    assert states(trained)
-    output = trained.dvc("repro", "--force", "--single-item", "train")
-    assert "step  20/400" in output
-    assert "going on" not in output
-    assert not states(trained)
+    assert_as_never_interrupted(trained, trained.dvc("repro", "--force", "--single-item", "train"))
 
 
 def test_changed_parameters_are_another_training(trained):
     interrupt(trained, signal.SIGTERM, "step 100/400")
     trained.set(learning_rate="0.02")
-    assert "going on" not in trained.run(*STAGE).stdout
+    assert "resuming" not in trained.run(*STAGE).stdout
     trained.set(learning_rate="0.01")
     assert_as_never_interrupted(trained, trained.run(*STAGE).stdout)
 
 
-def test_an_experiments_state_is_kept_in_the_main_workspace(trained, tmp_path):
+def test_an_experiments_checkpoint_is_kept_in_the_main_workspace(trained, tmp_path):
     # DVC_ROOT names the main workspace also where an experiment runs in a temporary folder.
     trained.env["DVC_ROOT"] = str(tmp_path)
     try:
         interrupt(trained, signal.SIGTERM, "step 100/400")
     finally:
         del trained.env["DVC_ROOT"]
-    assert not states(trained)
+    assert not checkpoints(trained)
     assert list(tmp_path.glob(".checkpoints/*/step-*"))

@@ -2,13 +2,17 @@ import json
 
 import numpy as np
 import pytest
+
 from minilm.data.corpus import Corpus, open_corpus, read_text, sample_corpus
 from minilm.data.tokenizer import UNKNOWN_CHARACTER, CharTokenizer
-
 from minilm.errors import InputError
 from minilm.files import SPLITS, all_or_nothing
 
 TEXT = "naïve 東京 🦊 text,\nwith\ttabs and 🦊 again"
+
+
+def opened(path) -> Corpus:
+    return open_corpus(str(path), holdout_fraction=0.1, allow_fallback=False)
 
 
 def texts(corpus: Corpus) -> dict[str, str]:
@@ -66,17 +70,17 @@ def test_saved_tokenizer_and_its_damage(tmp_path):
 def test_own_file_is_split_without_loss(tmp_path):
     path = tmp_path / "book.txt"
     path.write_text(TEXT * 50, encoding="utf-8")
-    found = texts(open_corpus(str(path), holdout_fraction=0.1))
+    found = texts(opened(path))
     length = len(TEXT) * 50
     assert "".join(found[split] for split in SPLITS) == TEXT * 50
     assert len(found["validation"]) == len(found["test"]) == int(length * 0.1)
 
 
-def test_own_file_across_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("minilm.corpus._PIECE", 3)
-    path = tmp_path / "book.txt"
-    path.write_bytes(b"\xef\xbb\xbf" + "über\r\nalles 🦊\rend\r\n".encode())
-    assert "".join(read_text(path)) == "über\nalles 🦊\nend\n"
+def test_own_file_in_pieces_is_the_whole(tmp_path):
+    path, end = tmp_path / "book.txt", "ü\r\nb🦊\rend\r\n".encode()
+    for before in range(2**20 - len(end), 2**20):  # each byte of the end comes first in a piece
+        path.write_bytes(b"\xef\xbb\xbf" + b"a" * (before - 3) + end)
+        assert "".join(read_text(path)) == "a" * (before - 3) + "ü\nb🦊\nend\n"
 
 
 @pytest.mark.parametrize(
@@ -86,35 +90,35 @@ def test_byte_that_is_not_utf8_is_given_with_its_offset(tmp_path, before, bom):
     path = tmp_path / "book.txt"
     path.write_bytes(bom + b"a" * before + b"\xe9xyz")
     with pytest.raises(InputError, match=f"byte 0xe9 at offset {before + len(bom):,};"):
-        open_corpus(str(path))
+        opened(path)
 
 
 def test_folder_of_texts(tmp_path):
     (tmp_path / "b.txt").write_text("second\n")
     (tmp_path / "a.txt").write_text("first")
     (tmp_path / "c.md").write_text("no text")
-    assert "".join(texts(open_corpus(str(tmp_path))).values()) == "first\nsecond\n"
+    assert "".join(texts(opened(tmp_path)).values()) == "first\nsecond\n"
 
 
 def test_folder_of_splits(tmp_path):
     for split in SPLITS:
         (tmp_path / f"{split}.txt").write_text(f"This is {split}.")
-    assert texts(open_corpus(str(tmp_path))) == {split: f"This is {split}." for split in SPLITS}
+    assert texts(opened(tmp_path)) == {split: f"This is {split}." for split in SPLITS}
     (tmp_path / "more.txt").write_text("More.")
     together = "More.\nThis is test.\nThis is train.\nThis is validation."
-    assert "".join(texts(open_corpus(str(tmp_path))).values()) == together
+    assert "".join(texts(opened(tmp_path)).values()) == together
 
 
 def test_texts_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match=r"holds no \.txt file"):
-        open_corpus(str(tmp_path))
+        opened(tmp_path)
     (tmp_path / "empty.txt").touch()
     with pytest.raises(InputError, match="is empty"):
-        open_corpus(str(tmp_path / "empty.txt"))
+        opened(tmp_path / "empty.txt")
     with pytest.raises(InputError, match=r"no text file or folder 'wikitext-4'.*take wikitext-2 or"):
-        open_corpus("wikitext-4")
+        opened("wikitext-4")
     with pytest.raises(InputError, match="not of the form hub:owner/name"):
-        open_corpus("hub:nothing")
+        opened("hub:nothing")
 
 
 def test_bundled_sample_is_there_in_wikitext_format():

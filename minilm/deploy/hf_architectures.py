@@ -1,7 +1,7 @@
 """The stock architectures of Hugging Face's transformers that compute what MiniGPT computes.
 
 GPT-2 (Radford et al., 2019) has positions that are added; Persimmon (Adept, 2023) is GPT-2 with rope; Llama
-(Touvron et al., 2023) has RMSNorm and a gated MLP; Qwen3 (2025) is Llama with normalised queries and keys.
+(Touvron et al., 2023) has RMSNorm and a gated MLP; Qwen3 (2025) is Llama with normalized queries and keys.
 """
 
 import re
@@ -25,16 +25,16 @@ class Architecture:
     """A stock architecture, and how a MiniGPT becomes one.
 
     Attributes:
-        name: as people call it.
-        model_type: as transformers calls it.
-        takes: for each setting that not every value of maps, the values that do.
-        layers: its names for our layers, those of blocks without the block's; queries, keys and values (or
-            gate and value) that are one layer here and several there stand in the layer's order.
-        blocks: its name for a block, with the number left out.
+        name: its usual name.
+        model_type: its name in transformers.
+        takes: the values that map, for each setting of which some do not.
+        layers: its names for our layers, without the block's; where one layer of ours is several there, such
+            as queries, keys and values, their names are in the order of our layer's rows.
+        blocks: its name for a block, without the number.
         settings: its configuration, besides what all have in common.
-        always_biased: it has a bias in each LayerNorm and Linear; where ours has none, that one is zero.
+        always_biased: each LayerNorm and Linear has a bias; where ours has none, it becomes zero.
         input_first: the blocks' matrices are (in, out), not (out, in).
-        heads_first: the rows of the layer for queries, keys and values are sorted by the head first.
+        heads_first: the rows of the layer for queries, keys and values are grouped by head.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Architecture:
     def weights(self, model: MiniGPT) -> dict[str, Tensor]:
         """The model's weights under the architecture's names, in its layout."""
         config = model.config
-        theirs = {"lm_head.weight": model.score_weight}
+        theirs = {"lm_head.weight": model.unembedding}
         if config.position == "sinusoidal":
             theirs[f"{self.layers['position_embedding'][0]}.weight"] = model.position_table
         for path, layer in model.named_modules():
@@ -104,7 +104,7 @@ def stock_architecture(config: ModelConfig) -> Architecture:
     """The architecture that this shape maps to.
 
     Raises:
-        InputError: there is none; the message names what the nearest ones would take.
+        InputError: there is none; the message names what the nearest ones would accept.
     """
     misfits = {architecture: architecture.misfits(config) for architecture in ARCHITECTURES}
     fewest = min(map(len, misfits.values()))

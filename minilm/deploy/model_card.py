@@ -2,79 +2,75 @@
 
 import json
 import math
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import StrictUndefined, Template
 
-from minilm.checkpoint import ModelCard
+from minilm.checkpoint import ModelInfo
 from minilm.data.provenance import Source
 from minilm.data.tokenizer import CharTokenizer
 from minilm.deploy.hf_architectures import Architecture
-from minilm.errors import InputError
-from minilm.pages import MEANINGS
-from minilm.rows import NoNotebookError, Rows
+from minilm.evaluation.metrics import MEANINGS
 
 
 def model_card(
-    card: ModelCard,
+    info: ModelInfo,
     tokenizer: CharTokenizer,
     architecture: Architecture,
     num_parameters: int,
     metrics: Mapping[str, float],
 ) -> str:
-    """The card, in Markdown with YAML before it.
+    """The card, in Markdown with YAML front matter.
 
     Args:
-        card: the model's.
+        info: the model's.
         tokenizer: the model's.
-        architecture: the stock one that it was exported as.
+        architecture: the stock architecture of the export.
         num_parameters: of the model.
-        metrics: by their names in MLflow; none if they are not known.
+        metrics: by their keys in reports/metrics.json; empty if they are unknown.
     """
     prompt = "The "
-    if tokenizer.unknown_characters(prompt) or card.config.block_size <= len(prompt):
+    if tokenizer.unknown_characters(prompt) or info.config.block_size <= len(prompt):
         prompt = next(filter(str.isalpha, tokenizer.characters), tokenizer.characters[0])
-    head = yaml.safe_dump(
-        _metadata(card.data, architecture, metrics), sort_keys=False, allow_unicode=True, width=math.inf
+    template = Template(
+        Path(__file__).with_suffix(".md").read_text(encoding="utf-8"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return _templates.get_template("model_card.md").render(
-        head=head,
-        card=card,
+    return template.render(
+        head=yaml.safe_dump(
+            _metadata(info.data, architecture, metrics), sort_keys=False, allow_unicode=True, width=math.inf
+        ),
+        info=info,
         architecture=architecture,
         num_parameters=num_parameters,
         num_characters=len(tokenizer.characters),
         metrics=[(MEANINGS[key], value) for key, value in metrics.items()],
         prompt=json.dumps(prompt),
-        data=_lines(asdict(card.data)),
-        settings=_lines(asdict(card.config) | card.params | card.made_with),
+        data=_lines(asdict(info.data)),
+        settings=_lines(asdict(info.config) | info.params | info.environment),
     )
 
 
-def find_metrics(model_sha256: str) -> dict[str, float]:
-    """The test metrics of MLflow's row of the model; none, where there is no store or no such row.
-
-    It only reads: it makes neither a store nor an experiment.
-
-    Args:
-        model_sha256: digest of the model's weights, by which its row is tagged.
-    """
-    root = Path(os.environ.get("DVC_ROOT", ".")).absolute()
+def find_metrics(folder: Path, model_sha256: str) -> dict[str, float]:
+    """The metrics of a model folder PROJECT/models/NAME from PROJECT/reports, if they are this model's."""
+    reports = folder.resolve().parent.parent / "reports"
     try:
-        rows = Rows(root).all(f"tags.model_sha256 = '{model_sha256}'")
-        found = next((row.data.metrics for row in rows if "test_loss" in row.data.metrics), {})
-    except NoNotebookError:
+        evaluation, metrics = (
+            json.loads((reports / name).read_text(encoding="utf-8"))
+            for name in ("evaluation.json", "metrics.json")
+        )
+    except OSError:
         return {}
-    except InputError as error:
-        # A card without metrics is better than none, whatever ails the store.
-        print(f"WARNING: MLflow could not be read, the card has no metrics: {error}", file=sys.stderr)
+    if evaluation["model_sha256"] != model_sha256:
         return {}
-    return {key: found[key] for key in MEANINGS if key in found}
+    return {key: metrics[key] for key in MEANINGS if key in metrics}
 
 
 def _metadata(data: Source, architecture: Architecture, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -91,7 +87,7 @@ def _metadata(data: Source, architecture: Architecture, metrics: Mapping[str, fl
         metadata["language"] = ["en"]
     if kind == "hub":
         metadata["datasets"] = [name]
-    # JSON, which the Hub makes of this, knows no infinity.
+    # JSON, which the Hub makes of this, has no infinity.
     results = [
         {"type": key.removeprefix("test_"), "name": MEANINGS[key].name, "value": value}
         for key, value in metrics.items()
@@ -108,15 +104,5 @@ def _metadata(data: Source, architecture: Architecture, metrics: Mapping[str, fl
 
 
 def _lines(values: Mapping[str, Any]) -> str:
-    """Names and values as YAML, one a line, whatever is in them."""
+    """Names and values as YAML, one per line, whatever characters are in them."""
     return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
-
-
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=False,  # Markdown
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)

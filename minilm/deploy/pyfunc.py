@@ -1,182 +1,178 @@
-"""The served model: text in, text out, by `mlflow.pyfunc.load_model` or `mlflow models serve`.
+"""The MLflow model: what a server or `mlflow.pyfunc.load_model` runs to continue prompts, and its logging.
 
-This file and what it imports travel with the model (minilm/packaging.py).
+A logged model holds this file, the model folder and the package `minilm` (MLflow's "models from code"), so
+that it loads where this project is not. Logging runs the file too, but not the model: torch is imported
+where the model is loaded.
 """
 
-import inspect
-import json
-import logging
 import time
+import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import AnyType
 
-from minilm.checkpoint import load
 from minilm.errors import InputError
-from minilm.generation import stream
+from minilm.generation.config import Sampling
 
-# Of one request. Whoever needs more asks several times.
+# Limits of one request.
 MAX_PROMPTS = 64
 MAX_PROMPT_CHARACTERS = 10_000
 MAX_STOP_CHARACTERS = 100
 MAX_NEW_TOKENS = 10_000
 MAX_NEW_TOKENS_OF_ALL = 20_000
-# A large model takes longer for them than anyone waits: MLflow's server answers for it after 60 s.
-MAX_SECONDS = 30.0
-PARAMS = tuple(inspect.signature(stream).parameters)[
-    3:
-]  # the first are the model, the tokenizer and the prompt
+MAX_SECONDS = 30.0  # MLflow's server itself gives up after 60 s
+PACKAGES = ("mlflow", "numpy", "safetensors", "torch")  # what the served model imports
 
 
-class Refusal(MlflowException):
-    """A request that gets no text; the answer is one sentence.
+class TextGenerator(PythonModel):
+    """Continues each prompt as `minilm.generate` does; the params are the fields of `Sampling`."""
 
-    MLflow's server would put the whole input before it.
-    """
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the model, once per process, and set torch's threads for it."""
+        import torch
 
-    def serialize_as_json(self) -> str:
-        """The body of the server's answer."""
-        return json.dumps({"error_code": self.error_code, "message": str(self)})
+        from minilm.checkpoint import load
+        from minilm.generation.kv_cache import useful_threads
 
+        self.model, self.tokenizer = load(context.artifacts["model"])
+        torch.set_num_threads(useful_threads(self.model))
+        # The server's threads take turns: two texts at once are not done sooner than one after the other.
+        self.turn = Lock()
 
-class TextGenerator:
-    """Continues each prompt as `minilm.generate` does; the params are its arguments.
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> list[str]:
+        """One text per prompt, the prompt first; all with the same params, the seed included.
 
-    MLflow's server calls it from several threads. They take turns, since writing sets the number of torch's
-    threads, and two texts at once come no sooner than one after the other.
-
-    Args:
-        folder: the model folder.
-    """
-
-    def __init__(self, folder: str | Path):
-        self.model, self.tokenizer = load(folder)
-        self._turn = Lock()
-        self._threads = torch.get_num_threads()
-
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """One text for each prompt, the prompt first, all with the same params, the seed too.
+        Args:
+            context: unused.
+            model_input: the prompts, in its first column.
+            params: settings by their names in `Sampling`, whose defaults replace None and what is missing.
 
         Raises:
-            Refusal: a prompt or param makes no sense or is beyond a limit, or it takes too long.
+            MlflowException: answered with status 400 for a prompt or param that is out of its range or beyond
+                a limit, with 503 if the texts are not done within MAX_SECONDS.
         """
         end = time.monotonic() + MAX_SECONDS
-        if not isinstance(model_input, list) or not model_input:
-            raise _bad_request('the prompts must be a list of texts, such as {"inputs": ["The "]}')
-        if len(model_input) > MAX_PROMPTS:
-            raise _bad_request(
-                f"{len(model_input)} prompts are more than {MAX_PROMPTS}, the limit of a request"
-            )
-        params = params or {}
-        for prompt in model_input:
-            self._check(prompt, params)
-        wanted = len(model_input) * params.get("max_new_tokens", 0)
-        if wanted > MAX_NEW_TOKENS_OF_ALL:
-            raise _bad_request(
-                f"max_new_tokens times the number of prompts is {wanted}, more than "
-                f"{MAX_NEW_TOKENS_OF_ALL}, the limit of a request"
-            )
-        return [self._write(prompt, params, end) for prompt in model_input]
-
-    def predict_stream(self, model_input: Any, params: dict[str, Any] | None = None) -> Iterator[str]:
-        """The text that `predict` gives for one prompt, piece by piece, as it is drawn.
-
-        Raises:
-            Refusal: as for `predict`, but that it may take its time.
-        """
-        params = params or {}
-        self._check(model_input, params)
-        with self._turn:
-            pieces = self._stream(model_input, params)
-        while True:
-            with self._turn:
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            yield piece
-
-    def _write(self, prompt: str, params: dict[str, Any], end: float) -> str:
-        pieces = []
-        if self._turn.acquire(timeout=max(0, end - time.monotonic())):
+        streams = self._streams(model_input.iloc[:, 0].tolist(), params)
+        if self.turn.acquire(timeout=MAX_SECONDS):
             try:
-                for piece in self._stream(prompt, params):
-                    pieces.append(piece)
-                    if time.monotonic() > end:
-                        break
-                else:
-                    return "".join(pieces)
+                texts = ["".join(takewhile(lambda _: time.monotonic() < end, pieces)) for pieces in streams]
             finally:
-                self._turn.release()
-        raise Refusal(
-            f"this was not done within {MAX_SECONDS:g} s, since the server is busy or the model slow; "
-            "ask for fewer characters or later",
-            TEMPORARILY_UNAVAILABLE,
+                self.turn.release()
+            if time.monotonic() < end:
+                return texts
+        raise MlflowException(
+            f"not done within {MAX_SECONDS:g} s, since the server is busy or the model slow; ask for fewer "
+            "characters or later",
+            error_code=TEMPORARILY_UNAVAILABLE,
         )
 
-    def _stream(self, prompt: str, params: dict[str, Any]) -> Iterator[str]:
-        # A thread of the server that has just begun has another number, and a text depends on it by rounding.
-        torch.set_num_threads(self._threads)
-        return stream(self.model, self.tokenizer, prompt, **params)
+    def predict_stream(
+        self,
+        context: PythonModelContext,  # noqa: ARG002
+        model_input: str,
+        params: dict[str, Any] | None = None,
+    ) -> Iterator[str]:
+        """Yield the text that `predict` returns for one prompt, piece by piece, without a time limit."""
+        return self._streams([model_input], params)[0]
 
-    def _check(self, prompt: Any, params: dict[str, Any]) -> None:
-        """Raise Refusal for what cannot be written."""
-        if not isinstance(prompt, str):
-            raise _bad_request(f"a prompt must be a text, not {_shown(prompt)}")
-        for name, value in params.items():
-            if value is None:
-                raise _bad_request(f"{name} is null; leave it out to take its default")
-            if isinstance(value, int) and abs(value) >= 2**63:
-                raise _bad_request(f"{name} is {_shown(value)}, which does not fit into 64 bits")
-        for name, size, limit, unit in (
-            ("the prompt", len(prompt), MAX_PROMPT_CHARACTERS, "characters long"),
-            ("stop", len(params.get("stop", "")), MAX_STOP_CHARACTERS, "characters long"),
-            ("max_new_tokens", params.get("max_new_tokens", 0), MAX_NEW_TOKENS, ""),
-        ):
-            if size > limit:
-                raise _bad_request(f"{name} is {size} {unit}".rstrip() + f", more than the limit of {limit}")
+    def _streams(self, prompts: list[Any], params: dict[str, Any] | None) -> list[Iterator[str]]:
+        """The pieces of each text, computed when they are read."""
+        from minilm.generation.text import stream
+
         try:
-            # Not to write, which begins with the first piece, but to hear what the library says to it.
-            stream(self.model, self.tokenizer, prompt, **params)
+            settings = Sampling(**{key: value for key, value in (params or {}).items() if value is not None})
+            _check(prompts, settings)
+            return [stream(self.model, self.tokenizer, prompt, **asdict(settings)) for prompt in prompts]
         except InputError as error:
-            raise _bad_request(str(error)) from None
+            raise MlflowException.invalid_parameter_value(str(error)) from None
 
 
-class _UnknownParams(logging.Filter):
-    """Turns MLflow's warning of a param that the model does not know into a refusal.
+def _check(prompts: list[Any], settings: Sampling) -> None:
+    """Raise InputError for a prompt that is no string and for what is beyond a limit."""
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise InputError(f"a prompt must be a string, not {prompt!r:.40}")
+    for name, size, limit in (
+        ("number of prompts", len(prompts), MAX_PROMPTS),
+        ("characters of a prompt", max(map(len, prompts), default=0), MAX_PROMPT_CHARACTERS),
+        ("characters of stop", len(settings.stop), MAX_STOP_CHARACTERS),
+        ("max_new_tokens", settings.max_new_tokens, MAX_NEW_TOKENS),
+        ("max_new_tokens of all prompts", settings.max_new_tokens * len(prompts), MAX_NEW_TOKENS_OF_ALL),
+    ):
+        if size > limit:
+            raise InputError(f"{name}: {size} is more than {limit}, the limit of a request")
 
-    MLflow drops such a param before the model could see it, and a misspelt `temprature` would do nothing.
-    Models that do not have our params are left alone.
+
+def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
+    """Log a model folder as the MLflow model `model` of a run, whose status and end time stay as they are.
+
+    A run that has its model keeps it, so the call may be stopped anywhere and repeated.
+
+    Args:
+        client: of the store that holds the run; its address becomes MLflow's tracking URI.
+        run_id: the run's id.
+        folder: the model folder.
+
+    Raises:
+        MlflowException: the store is unavailable or has no such run.
     """
+    run = client.get_run(run_id)
+    if run.outputs and run.outputs.model_outputs:
+        return
+    logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    # An earlier call may have been stopped before its last step, or earlier and left an unfinished model.
+    ready = [model.model_id for model in logged if model.status == LoggedModelStatus.READY]
+    model_id = ready[0] if ready else _store_model(client, run, folder)
+    # Last, so that the model of a run is always whole.
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        begin, _, supported = record.getMessage().partition(
-            " are ignored for inference. Supported params are: "
+
+def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
+    """Store the model, to which the run does not refer yet, and return its id."""
+    model_id = client.create_logged_model(
+        run.info.experiment_id, "model", source_run_id=run.info.run_id, params=run.data.params
+    ).model_id
+    signature = ModelSignature(
+        # TextGenerator checks the prompts itself; as strings, MLflow would turn null into "None".
+        inputs=Schema([ColSpec(AnyType())]),
+        outputs=Schema([ColSpec("string")]),
+        params=infer_signature(params=asdict(Sampling())).params,
+    )
+    mlflow.set_tracking_uri(client.tracking_uri)
+    with warnings.catch_warnings():
+        # MLflow recommends an input example, but would load the model to try it.
+        warnings.simplefilter("ignore", UserWarning)
+        mlflow.pyfunc.log_model(
+            name="model",
+            model_id=model_id,
+            python_model=__file__,
+            artifacts={"model": str(folder)},
+            code_paths=[str(Path(__file__).parent.parent)],
+            signature=signature,
+            # Without a local part such as +cpu, which the package index does not know.
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
         )
-        if supported and all(repr(name) in supported for name in PARAMS):
-            unknown = begin.removeprefix("Unrecognized params ").strip("[]")
-            raise _bad_request(f"unknown params: {unknown}; there are {', '.join(PARAMS)}")
-        return True
+    return model_id
 
 
-_unknown_params = _UnknownParams()
-
-
-def _load_pyfunc(path: str) -> TextGenerator:
-    """What MLflow calls to load a model; `path` is the model folder within it."""
-    logging.getLogger("mlflow.models.utils").addFilter(_unknown_params)
-    return TextGenerator(path)
-
-
-def _bad_request(sentence: str) -> Refusal:
-    return Refusal(sentence, INVALID_PARAMETER_VALUE)
-
-
-def _shown(value: Any) -> str:
-    """A value in a message, in JSON's words, shortened."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 40 else text[:40] + "..."
+mlflow.models.set_model(TextGenerator())  # for MLflow, which runs this file

@@ -1,4 +1,4 @@
-"""How well a model predicts a text: every character of it, not a sample."""
+"""How well a model predicts a split: every character of it is scored, not a sample."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ from minilm.model.gpt import MiniGPT
 
 KINDS = ("letter", "digit", "space", "punctuation", "other")
 CONFIDENCE_BINS = 15
-_NEAR = 5  # how many of the likeliest characters top5_accuracy looks at
+_NEAR = 5  # most likely characters that top5_accuracy counts
 _WINDOWS_AT_ONCE = 64
 _LOGITS_AT_ONCE = 1 << 24  # fewer windows where the vocabulary or the window is large; 64 MB in float32
 
@@ -28,15 +28,15 @@ Floats = npt.NDArray[np.floating]
 
 
 class PositionRow(NamedTuple):
-    """How well characters with so much context are predicted."""
+    """The loss with so much context."""
 
-    context: int  # characters before it in the window
+    context: int  # characters before the predicted one in its window
     loss: float  # nats per character
     characters: int
 
 
 class KindRow(NamedTuple):
-    """How well characters of one kind are predicted."""
+    """The loss and accuracy on one kind of character."""
 
     kind: str  # one of KINDS
     loss: float  # nats per character
@@ -46,9 +46,9 @@ class KindRow(NamedTuple):
 
 
 class ReliabilityRow(NamedTuple):
-    """Whether the model is right as often as it says: its guesses of about the same confidence."""
+    """One bin of a reliability diagram: predictions of about the same confidence."""
 
-    confidence: float  # probability that the model gives its likeliest character, mean in the bin
+    confidence: float  # probability of the most likely character, mean in the bin
     accuracy: float
     characters: int
     lower: float  # the bin is (lower, upper]
@@ -57,23 +57,23 @@ class ReliabilityRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over every character of the text but the first, which nothing comes before; and tables.
+    """Means over every character of the split but the first, which has no context; and tables.
 
-    calibration_error is how far confidence and accuracy lie apart, the mean over bins of equal width
+    calibration_error is the distance between confidence and accuracy, the mean over bins of equal width
     weighted by their characters ("On Calibration of Modern Neural Networks", Guo et al., 2017).
 
-    The rows of by_kind and reliability share out the same characters; a kind or bin without any has no
-    row. by_position counts each prediction of each window, also those that are only context for the
-    others, so that it begins at one character of context. Windows overlap: its characters add up to more
-    than the text's.
+    The rows of by_kind, and those of reliability, divide the same characters among them; a kind or bin without
+    any has no row. by_position counts each prediction of each window, also those that are only context for
+    the others, so that it begins at one character of context. Windows overlap: its characters add up to more
+    than the split's.
     """
 
     loss: float  # nats per character
     bits_per_char: float
-    perplexity: float  # a character
-    word_perplexity: float  # a word between white space, from the whole text's nats
-    accuracy: float  # share of characters that were the likeliest one
-    top5_accuracy: float  # share of characters that were among the five likeliest
+    perplexity: float  # per character
+    word_perplexity: float  # per word between white space, from the nats of the whole split
+    accuracy: float  # share of characters that were the most likely one
+    top5_accuracy: float  # share of characters that were among the five most likely
     calibration_error: float
     unknown_char_rate: float  # share of characters that the vocabulary lacks
     by_position: list[PositionRow]
@@ -81,7 +81,7 @@ class Evaluation:
     reliability: list[ReliabilityRow]
 
     def metrics(self) -> dict[str, float]:
-        """The figures by name, without the tables."""
+        """The means by name, without the tables."""
         return {name: value for name, value in vars(self).items() if isinstance(value, float)}
 
 
@@ -100,43 +100,43 @@ def evaluate(
         model: in evaluation mode.
         tokenizer: knows which ids are letters, white space and so on.
         tokens: (tokens,), at least 2.
-        context: less than block_size; None is half of block_size. More is fairer to the model and slower.
-        batch_size: windows at once at most; the result does not depend on it but for rounding.
+        context: less than block_size; None is half of block_size. More is slower and favors the model.
+        batch_size: windows at once at most; changes the result by rounding only.
         precision: of the matrix products, float32 or bfloat16; what comes after the logits is in float32,
             and sums are in float64.
 
     Raises:
-        InputError: the text is too short or the context too long.
+        InputError: there are too few tokens, or the context is too long.
     """
     keep_freed_memory()
     kinds = _kinds(tokenizer)
     # Rows of sums: a sum's error stays below that of its terms.
     by_position = np.zeros((2, min(model.config.block_size, max(0, len(tokens) - 1))))  # characters, nats
-    by_kind = np.zeros((4, len(KINDS)))  # characters, nats, right guesses, right among the five likeliest
-    by_confidence = np.zeros((3, CONFIDENCE_BINS))  # characters, confidence, right guesses
+    by_kind = np.zeros((4, len(KINDS)))  # characters, nats, correct, correct among the five most likely
+    by_confidence = np.zeros((3, CONFIDENCE_BINS))  # characters, confidence, correct
     for log_probs, targets, scored in _predictions(model, tokens, context, batch_size, precision):
         nats = -_of_targets(log_probs, targets)  # (batch, time)
         log_probs, targets = log_probs[scored], targets[scored]  # (scored, V) and (scored,)
         confidence, guesses = log_probs.max(-1)
-        right = guesses == targets
+        correct = guesses == targets
         near = (log_probs.topk(min(_NEAR, log_probs.shape[-1])).indices == targets[:, None]).any(-1)
 
         positions = np.broadcast_to(np.arange(nats.shape[1]), nats.shape)
         by_position += _sums(positions.ravel(), by_position.shape[1], nats.flatten())
-        by_kind += _sums(kinds[targets.cpu().numpy()], len(KINDS), nats[scored], right, near)
+        by_kind += _sums(kinds[targets.cpu().numpy()], len(KINDS), nats[scored], correct, near)
         confidence = confidence.exp()
-        by_confidence += _sums(_bins(confidence.cpu().numpy()), CONFIDENCE_BINS, confidence, right)
-    predictions, nats_of_text, right_of_text, near_of_text = by_kind.sum(1).tolist()
-    _, confidence_sums, right_sums = by_confidence
-    loss = nats_of_text / predictions
+        by_confidence += _sums(_bins(confidence.cpu().numpy()), CONFIDENCE_BINS, confidence, correct)
+    predictions, nats, correct, near = by_kind.sum(1).tolist()
+    _, confidences, corrects = by_confidence
+    loss = nats / predictions
     return Evaluation(
         loss=loss,
         bits_per_char=loss / math.log(2),
         perplexity=_exp(loss),
-        word_perplexity=_exp(nats_of_text / max(1, count_words(tokens, tokenizer))),
-        accuracy=right_of_text / predictions,
-        top5_accuracy=near_of_text / predictions,
-        calibration_error=float(np.abs(confidence_sums - right_sums).sum()) / predictions,
+        word_perplexity=_exp(nats / max(1, count_words(tokens, tokenizer))),
+        accuracy=correct / predictions,
+        top5_accuracy=near / predictions,
+        calibration_error=float(np.abs(confidences - corrects).sum()) / predictions,
         unknown_char_rate=float(np.count_nonzero(tokens == UNKNOWN_ID)) / len(tokens),
         by_position=[
             PositionRow(context, nats / characters, int(characters))
@@ -162,10 +162,10 @@ def evaluate(
 
 
 class Surprisals(NamedTuple):
-    """What the model expected at each of some characters of a text, and how much the text surprised it."""
+    """What the model expected at each character of a passage, and the surprisal of the one that came."""
 
     bits: Floats  # (count,), -log2 of the probability of the character that came
-    candidates: npt.NDArray[np.int64]  # (count, candidates), the likeliest ids, the likeliest first
+    candidates: npt.NDArray[np.int64]  # (count, candidates), the most likely ids, in descending order
     probabilities: Floats  # (count, candidates), theirs
 
 
@@ -173,33 +173,33 @@ class Surprisals(NamedTuple):
 def surprisals(
     model: MiniGPT, tokens: Ids, context: int | None, first: int, count: int, candidates: int = 5
 ) -> Surprisals:
-    """Look at `count` characters of a text from index `first` on, or as many as there are.
+    """The surprisal of `count` characters from index `first` on, or of as many as there are.
 
     Args:
         model: in evaluation mode.
         tokens: (tokens,).
-        context: characters that each has before it at least, where the text has them; less than
+        context: characters that each has before it at least, where there are so many; less than
             block_size, and None is half of it.
         first: in [1, tokens): nothing comes before character 0.
         count: at least 1.
-        candidates: likeliest characters to return; at most the vocabulary's size come back.
+        candidates: most likely characters to return; at most the vocabulary's size come back.
 
     Raises:
         InputError: `first` or `context` is out of its range.
     """
     if not 1 <= first < len(tokens):
-        raise InputError(f"the first character to look at, {first}, must be from 1 to {len(tokens) - 1}")
+        raise InputError(f"first: {first} must be from 1 to {len(tokens) - 1}")
     context = _require_context(model, context)
     start = max(0, first - max(1, context))
-    skipped = first - start - 1  # scored on the way, for being in the windows
+    skipped = first - start - 1  # characters that are scored only since the windows hold them
     found = []
     for log_probs, targets, scored in _predictions(
         model, tokens[start : first + count], context, _WINDOWS_AT_ONCE, torch.float32
     ):
         log_probs, targets = log_probs[scored], targets[scored]
-        likeliest = log_probs.topk(min(candidates, log_probs.shape[-1]))
+        likely = log_probs.topk(min(candidates, log_probs.shape[-1]))
         bits = -_of_targets(log_probs, targets) / math.log(2)
-        found.append((bits, likeliest.indices, likeliest.values.exp()))
+        found.append((bits, likely.indices, likely.values.exp()))
     return Surprisals(*(torch.cat(parts)[skipped:].cpu().numpy() for parts in zip(*found, strict=True)))
 
 
@@ -235,9 +235,9 @@ def _require_context(model: MiniGPT, context: int | None) -> int:
 def _predictions(
     model: MiniGPT, tokens: Ids, context: int | None, batch_size: int, precision: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Log probabilities (batch, time, V), what came (batch, time), which of them to score (batch, time)."""
+    """Log probabilities (batch, time, V), targets (batch, time), and which of them to score (batch, time)."""
     if len(tokens) < 2:
-        raise InputError("the test text needs at least 2 characters")
+        raise InputError("the test split needs at least 2 characters")
     context = _require_context(model, context)
     device = model.token_embedding.weight.device
     logits_of_window = model.config.block_size * model.config.vocab_size
@@ -250,12 +250,12 @@ def _predictions(
 
 
 def _of_targets(log_probs: Tensor, targets: Tensor) -> Tensor:
-    """The log probability of what came: (..., V) and (...) -> (...)."""
+    """The log probability of each target: (..., V) and (...) -> (...)."""
     return log_probs.gather(-1, targets[..., None])[..., 0]
 
 
 def _bins(confidence: Floats) -> npt.NDArray[np.int64]:
-    """Which bin each probability falls into; what lies on an edge belongs to the bin below it."""
+    """The bin of each probability; one on an edge belongs to the bin below it."""
     bins = np.ceil(confidence.astype(np.float64) * CONFIDENCE_BINS).astype(np.int64) - 1
     return bins.clip(0, CONFIDENCE_BINS - 1)  # a device's rounding may get past 1
 
@@ -269,5 +269,5 @@ def _sums(groups: npt.NDArray[np.int64], count: int, *values: Tensor) -> Floats:
 
 
 def _exp(nats: float) -> float:
-    """E to the nats, or the largest number where that is larger, as for one very long word."""
+    """E to the nats, or the largest float where that is larger, as for one very long word."""
     return math.exp(min(nats, math.log(sys.float_info.max)))

@@ -1,13 +1,14 @@
 """The model's configuration: everything that decides its shape, without torch."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from minilm.errors import InputError
 
-POSITIONS = ("learned", "sinusoidal", "rope", "alibi")
-ACTIVATIONS = ("relu", "gelu", "relu2", "swiglu")
-NORMALIZATIONS = ("layernorm", "rmsnorm")
+Position = Literal["learned", "sinusoidal", "rope", "alibi"]
+Activation = Literal["relu", "gelu", "relu2", "swiglu"]
+Normalization = Literal["layernorm", "rmsnorm"]
+POSITIONS, ACTIVATIONS, NORMALIZATIONS = get_args(Position), get_args(Activation), get_args(Normalization)
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class ModelConfig:
     num_heads: int = 4
     num_layers: int = 2
     mlp_ratio: int = 4
-    position: str = "learned"
-    activation: str = "relu"
-    normalization: str = "layernorm"
+    position: Position = "learned"
+    activation: Activation = "relu"
+    normalization: Normalization = "layernorm"
     qk_norm: bool = False
     tied_embeddings: bool = True
     biases: bool = True

@@ -1,259 +1,177 @@
-"""The best models of the lab notebook, by what they reached on the test text.
+"""The best models of the MLflow store, by bits per character on the test split.
 
-python -m minilm.best             the ten best on the text that was trained on last
-python -m minilm.best --top 50    more of them
-python -m minilm.best --data ddd478d3    on the text whose SHA-256 begins so
+python -m minilm.tracking.ranking               the ten best on the dataset that was trained on last
+python -m minilm.tracking.ranking --champion    and the best becomes `models:/minilm@champion`
+
+Only finished runs of one dataset are ranked, each model once. One that was evaluated with another
+eval_context than the best is marked, since more context makes the figure lower.
 """
 
 import argparse
 import math
 import os
 import sys
-import textwrap
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minilm.archive import Archive, of_row
-from minilm.errors import InputError
-from minilm.pages import experiment_command
-from minilm.params import FIELDS, SampleParams, load_params
-from minilm.rows import experiments_of, settings, text_of_setting
-from minilm.versions import Version
+import pandas
+from filelock import FileLock
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run
+from minilm.errors import InputError, UserError
+from minilm.params import FIELDS, SampleParams, experiment_command, load_params, parse_values, text_of
+from minilm.tracking import store
+from minilm.tracking.experiments import versions
 
-METRIC, WIDTH = "test_bits_per_char", 100
-# What cannot change the figure: how samples are written, and where and how often states are saved.
-_NO_MATTER = {*SampleParams.model_fields, "launcher", "checkpoint_interval"}
+import mlflow  # isort: skip - store sets it up
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
-
-@dataclass(frozen=True)
-class Ranked:
-    """A model in the ranking.
-
-    Attributes:
-        row: the notebook's.
-        bits: a character of the test text.
-        params: by their names in params.yaml.
-        names: of the DVC experiments that made it, those that are still here first.
-        version: that brings it back; None if no experiment and no commit has it.
-    """
-
-    row: "Run"
-    bits: float
-    params: dict[str, Any]
-    names: list[str]
-    version: Version | None
-
-    @property
-    def name(self) -> str:
-        """The experiment's or, without one, the row's in MLflow."""
-        return self.names[0] if self.names else str(self.row.info.run_name)
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Models that can be compared, since they were tested on one text.
-
-    Attributes:
-        models: the best first, one for each trained model.
-        text: SHA-256 of the text.
-        differing: the parameters in which they differ and which matter to the figure.
-        left_out: how many rows are not ranked, by the reason.
-    """
-
-    models: list[Ranked]
-    text: str
-    differing: list[str]
-    left_out: Counter[str]
+METRIC, NAME, ALIAS, WIDTH = "test_bits_per_char", "minilm", "champion", 100
+# What cannot change the figure.
+_NO_EFFECT = {*SampleParams.model_fields, "launcher", "checkpoint_interval", "eval_context"}
 
 
 def main() -> None:
-    """Read the command line and print the ranking."""
+    """Read the command line, print the ranking, and move the champion if asked."""
     parser = argparse.ArgumentParser(
-        prog="python -m minilm.best",
-        description=f"Rank the lab notebook's models by {METRIC}, the lowest first, and find the best.",
-        epilog="The notebook is $MLFLOW_TRACKING_URI or mlflow.db in $DVC_ROOT or the current folder.",
+        prog="python -m minilm.tracking.ranking",
+        description=f"Rank the models of the MLflow store by {METRIC}.",
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many to print (default 10)")
+    parser.add_argument("--data", default="", metavar="SHA", help="beginning of the dataset's SHA-256")
     parser.add_argument(
-        "--data",
-        default="",
-        metavar="SHA",
-        help="beginning of the SHA-256 of the text; without it the text of the newest row",
+        "--champion", action="store_true", help="register the best as the champion, on the champion's dataset"
     )
     arguments = parser.parse_args()
-    if arguments.top < 1:
-        parser.error("--top must be at least 1")
+    root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
     try:
-        root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
-        ranking = rank(root, arguments.data)
-        now = {key: value for part in load_params(root / "params.yaml") for key, value in part}
-        print(table(ranking, arguments.top), about_the_best(ranking, now), sep="\n\n")
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+        client, experiment = store.open_store(root, create=False)
+        champion = _champion(client) if arguments.champion else None
+        data = arguments.data or (champion.data.tags["data_sha256"] if champion else "")
+        runs = rank(client, experiment, data)
+        print(table(runs, arguments.top))
+        print(
+            move_champion(client, root, runs[0], champion)
+            if arguments.champion
+            else how_to_restore(root, runs[0])
+        )
+    except (UserError, OSError, MlflowException) as error:
+        sys.exit(f"error: {store.first_line(error)}")
 
 
-def rank(root: Path, data: str = "") -> Ranking:
-    """Rank the finished rows that have been tested on one text.
+def rank(client: MlflowClient, experiment: str, data: str = "") -> list[Run]:
+    """The finished runs of one dataset that have the metric, the best first, each model once.
 
     Args:
-        root: the project's main folder.
-        data: beginning of the text's SHA-256; empty for the text of the newest such row.
+        client: of the store.
+        experiment: its id.
+        data: beginning of the dataset's SHA-256; empty for that of the newest run.
 
     Raises:
-        InputError: there is no notebook, nothing to rank, or no or several such texts.
+        InputError: there is nothing to rank, or `data` is ambiguous.
     """
-    archive = Archive(root)
-    if archive.rows is None:
-        raise InputError(f"nothing to rank: {archive.no_rows}; `dvc repro` or `dvc exp run` makes a model")
-    left_out: Counter[str] = Counter()
-    tested = []
-    for row in archive.rows.all():
-        if row.info.status != "FINISHED":
-            left_out[row.info.status] += 1
-        elif not math.isfinite(row.data.metrics.get(METRIC, math.nan)):
-            left_out[f"without {METRIC}"] += 1
-        else:
-            tested.append(row)
-    if not tested:
+    finished = store.search_runs(client, experiment, "attributes.status = 'FINISHED'")
+    tested = [run for run in finished if math.isfinite(run.data.metrics.get(METRIC, math.nan))]
+    datasets = list(dict.fromkeys(run.data.tags.get("data_sha256", "unknown") for run in tested))
+    chosen = [dataset for dataset in datasets if dataset.startswith(data)]
+    if not chosen or (data and len(chosen) > 1):
         raise InputError(
-            "; ".join(
-                [f"nothing to rank: no finished row of {archive.rows.store} has {METRIC}", *_counts(left_out)]
-            )
+            f"nothing to rank: {len(finished)} finished runs, of which {len(tested)} have {METRIC}"
+            + (f", on the datasets {', '.join(name[:12] for name in datasets)}" if datasets else "")
         )
-    text = _choose_text(tested, data)
-    on_text = [row for row in tested if _text(row) == text]
-    left_out["of other data"] = len(tested) - len(on_text)
-    models = sorted(_one_a_model(on_text), key=lambda row: row.data.metrics[METRIC])
-    left_out["of a model that another row is of"] = len(on_text) - len(models)
-    ranked = [_ranked(archive, row) for row in models]
-    differing = [
-        key
-        for key in FIELDS
-        if key not in _NO_MATTER and len({str(model.params.get(key)) for model in ranked}) > 1
-    ]
-    return Ranking(ranked, text, differing, left_out)
-
-
-def table(ranking: Ranking, top: int) -> str:
-    """The ranking as a table, with the differing parameters that its width takes, and notes."""
-    models = ranking.models[:top]
-    marks = {model.row.info.run_id: _mark(ranking, model) for model in ranking.models}
-    marked = any(marks.values())
-    columns = {
-        "rank": [f"{number}" for number in range(1, len(models) + 1)],
-        "bits/char": [f"{model.bits:.4f}" + marks[model.row.info.run_id].ljust(marked) for model in models],
-        "name": [model.name for model in models],
+    runs = {
+        run.data.tags.get("model_sha256"): run
+        for run in tested
+        if run.data.tags.get("data_sha256") == chosen[0]
     }
-    shown = 0
-    for key in ranking.differing:
-        wider = columns | {key: [_cell(model, key) for model in models]}
-        if sum(_widths(wider).values()) + 2 * len(columns) > WIDTH:
-            break
-        columns, shown = wider, shown + 1
-    widths = _widths(columns)
-    lines = [
-        "  ".join(
-            cell.ljust(widths[title]) if title == "name" else cell.rjust(widths[title])
-            for title, cell in zip(columns, line, strict=True)
-        ).rstrip()
-        for line in [tuple(columns), *zip(*columns.values(), strict=True)]
+    return sorted(runs.values(), key=lambda run: run.data.metrics[METRIC])
+
+
+def table(runs: list[Run], top: int) -> str:
+    """The ranking with the parameters in which the runs differ, as far as the width allows."""
+    params = {run.info.run_id: parse_values(store.run_params(run)) for run in runs}
+    differing = [
+        key for key in FIELDS if key not in _NO_EFFECT and len({str(p.get(key)) for p in params.values()}) > 1
     ]
-    lines += ["", f"{len(models)} of {len(ranking.models)} models on the text {ranking.text[:12]}"]
-    if hidden := ranking.differing[shown:]:
-        lines.append(f"They differ in {', '.join(hidden)} too.")
-    if marked:
-        lines.append("* tested with another eval_context than the best, so not strictly comparable")
-    return "\n".join(lines + _counts(ranking.left_out))
+    rows = [
+        {
+            "bits/char": f"{run.data.metrics[METRIC]:.4f}" + " *"[_context(run) != _context(runs[0])],
+            "name": _name(run),
+            **{key: text_of(params[run.info.run_id].get(key, "")) for key in differing},
+        }
+        for run in runs[:top]
+    ]
+    frame = pandas.DataFrame(rows, index=pandas.RangeIndex(1, len(rows) + 1, name="rank")).reset_index()
+    lines = [line[:WIDTH].rstrip() for line in frame.to_string(index=False).splitlines()]
+    lines += ["", f"{len(rows)} of {len(runs)} models on the dataset {runs[0].data.tags['data_sha256'][:12]}"]
+    if any(_context(run) != _context(runs[0]) for run in runs):
+        lines.append("* evaluated with another eval_context than the best, so not strictly comparable")
+    return "\n".join(lines)
 
 
-def about_the_best(ranking: Ranking, now: dict[str, Any]) -> str:
-    """What the best is and the command that brings it back.
-
-    Args:
-        ranking: with the best first.
-        now: what params.yaml holds.
-    """
-    best = ranking.models[0]
-    lines = [f"The best is {best.name}, {best.bits:.4f} bits a character."]
-    if ranking.differing:
-        settings = ", ".join(f"{key}={text_of_setting(best.params.get(key))}" for key in ranking.differing)
-        lines.append(textwrap.fill(f"with {settings}", WIDTH, initial_indent="  ", subsequent_indent="    "))
-    lines += [f"  MLflow run {best.row.info.run_id}"]
-    if best.version:
-        return "\n".join([*lines, "", "To bring it back:", f"  {best.version.command}"])
-    commit = best.row.data.tags.get("git_commit", "an unknown commit")[:12]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "No experiment and no commit here has its files. To train it again, on the data that it had and "
-            f"with the code of {commit}:",
-            f"  {experiment_command({key: best.params[key] for key in best.params if key in now}, now)}",
-        ]
+def how_to_restore(root: Path, run: Run) -> str:
+    """The best run, and the command that restores its model or, if its files are gone, trains it again."""
+    said = f"\nThe best is {_name(run)}, {run.data.metrics[METRIC]:.4f} bits/char, run {run.info.run_id}."
+    names = {version.experiment for version in versions(root)}
+    if name := next((name for name in store.experiments_of(run) if name in names), None):
+        return f"{said}\nTo restore it:\n  dvc exp apply {name}"
+    now = {key: value for part in load_params(root / "params.yaml") for key, value in part}
+    params = {key: value for key, value in parse_values(store.run_params(run)).items() if key in now}
+    commit = run.data.tags.get("git_commit", "an unknown commit")[:12]
+    return (
+        f"{said}\nNo experiment here has its files. To train it again, on its data and with "
+        f"the code of {commit}:\n  {experiment_command(params, now)}"
     )
 
 
-def _ranked(archive: Archive, row: "Run") -> Ranked:
-    noted = experiments_of(row)
-    versions = archive.versions_of(of_row(row))
-    versions.sort(key=lambda version: (version.experiment is None, version.experiment not in noted))
-    names = dict.fromkeys([*(version.experiment for version in versions if version.experiment), *noted])
-    best = versions[0] if versions else None
-    return Ranked(row, row.data.metrics[METRIC], settings(row), list(names), best)
-
-
-def _one_a_model(rows: "list[Run]") -> "Iterator[Run]":
-    """Of several rows of the same model the first."""
-    seen = set()
-    for row in rows:
-        model = row.data.tags.get("model_sha256", row.info.run_id)
-        if model not in seen:
-            seen.add(model)
-            yield row
-
-
-def _choose_text(rows: "list[Run]", start: str) -> str:
-    texts = list(dict.fromkeys(_text(row) for row in rows))
-    chosen = [text for text in texts if text.startswith(start)]
-    if not chosen or (start and len(chosen) > 1):
-        listed = ", ".join(text[:12] for text in texts)
-        raise InputError(
-            f"--data {start}: {'several texts begin' if chosen else 'no text begins'} so; there are {listed}"
+def move_champion(client: MlflowClient, root: Path, best: Run, champion: Run | None) -> str:
+    """Register the best run's model as the champion if it is better; returns what was done."""
+    reached = f"{_name(best)}, {best.data.metrics[METRIC]:.4f} bits per character, run {best.info.run_id}"
+    same_data = champion and champion.data.tags["data_sha256"] == best.data.tags["data_sha256"]
+    if champion and same_data and best.data.metrics[METRIC] >= champion.data.metrics[METRIC]:
+        return f"\nchampion: {_name(champion)} stays, {champion.data.metrics[METRIC]:.4f} bits per character"
+    models = best.outputs.model_outputs if best.outputs else []
+    if not models:
+        raise InputError(f"the best run, {best.info.run_id}, has no model yet; `make sync` adds it")
+    mlflow.set_tracking_uri(
+        store.store_uri(root)
+    )  # MLflow looks up `models:/...` there, whatever the client's
+    model_id = models[0].model_id
+    tags = {key: best.data.tags[key] for key in ("data_sha256", "model_sha256")}
+    with FileLock(root / "mlflow.db.champion.lock"):
+        if not client.search_registered_models(f"name = '{NAME}'"):
+            client.create_registered_model(NAME)
+        known = client.search_model_versions(f"name = '{NAME}' and run_id = '{best.info.run_id}'")
+        version = (
+            known[0]
+            if known
+            else client.create_model_version(
+                NAME, f"models:/{model_id}", best.info.run_id, tags, model_id=model_id
+            )
         )
-    return chosen[0]
+        client.set_registered_model_alias(NAME, ALIAS, version.version)
+    return f"\nchampion: models:/{NAME}@{ALIAS} is now version {version.version}: {reached}"
 
 
-def _text(row: "Run") -> str:
-    return row.data.tags.get("data_sha256", "unknown")
+def _champion(client: MlflowClient) -> Run | None:
+    """The run whose model has the alias, if there is one."""
+    for model in client.search_registered_models(f"name = '{NAME}'"):
+        if ALIAS in model.aliases:
+            run = client.get_run(str(client.get_model_version_by_alias(NAME, ALIAS).run_id))
+            return run if METRIC in run.data.metrics else None
+    return None
 
 
-def _mark(ranking: Ranking, model: Ranked) -> str:
-    return "" if _context(model) == _context(ranking.models[0]) else "*"
+def _name(run: Run) -> str:
+    return next(iter(store.experiments_of(run)), run.info.run_name)
 
 
-def _context(model: Ranked) -> Any:
-    """The setting; `auto` also for the number that auto stands for."""
-    context, block = model.params.get("eval_context"), model.params.get("block_size", 0)
-    return "auto" if context == block // 2 else context  # as minilm.evaluation understands it
-
-
-def _cell(model: Ranked, key: str) -> str:
-    return textwrap.shorten(text_of_setting(model.params.get(key, "")), 24, placeholder="...")
-
-
-def _widths(columns: dict[str, list[str]]) -> dict[str, int]:
-    return {title: max(map(len, [title, *cells])) for title, cells in columns.items()}
-
-
-def _counts(left_out: Counter[str]) -> list[str]:
-    counts = [f"{count} {reason}" for reason, count in left_out.items() if count]
-    return [f"Rows not ranked: {', '.join(counts)}"] if counts else []
+def _context(run: Run) -> Any:
+    """The eval_context; `auto` is half of block_size, as in minilm.evaluation.scoring."""
+    params = parse_values(store.run_params(run))
+    context, half = params.get("eval_context"), params.get("block_size", 0) // 2
+    return half if context == "auto" else context
 
 
 if __name__ == "__main__":

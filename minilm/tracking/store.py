@@ -1,44 +1,205 @@
-"""MLflow, set up, and the store that holds the rows of the lab notebook."""
+"""The MLflow store: where it is, and how a run of a trained model is found or described in it."""
 
+import getpass
+import json
 import os
-from contextlib import nullcontext
+import re
+import subprocess
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
+import requests
 from filelock import FileLock
 
-from minilm.spool import store_uri
+from minilm.checkpoint import ModelInfo
+from minilm.data.provenance import Source
+from minilm.errors import UserError
 
-# These are read when mlflow is imported: no telemetry, no lines about tables being made. A server that does
-# not answer is given up after seconds instead of minutes: what it was to be told is kept and told later.
+# These are read when mlflow is imported or sends a request: no telemetry, no lines about tables being made,
+# and no minutes of retries, since what is missing is added by the next `make sync`.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 
-__all__ = ["EXPERIMENT", "MlflowClient", "mlflow", "open_store"]
 EXPERIMENT = "minilm"
-_ABOUT = "One row a trained model; `python -m minilm.lineage RUN_ID` tells where it came from."
+PROBE_TIMEOUT = 0.7  # seconds in which a server must answer before anything is sent to it
+CODE = ("*.py", "dvc.yaml")  # the files that the tag git_dirty is about
+_LONGEST_PARAM = 6000  # MLflow's limit
 
 
-def open_store(root: Path, uri: str | None = None) -> tuple[MlflowClient, str]:
-    """The store, ready for use, and the id of the experiment `minilm` in it.
+class StoreUnavailable(UserError):
+    """The MLflow store does not exist or does not answer."""
+
+
+def store_uri(root: Path) -> str:
+    """The store's address: $MLFLOW_TRACKING_URI, or mlflow.db in the project's main folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
+    """A client of the store, and the id of the experiment `minilm` in it.
 
     Args:
         root: the project's main folder.
-        uri: the store's address, if it is not the one of `minilm.spool.store_uri`.
+        create: make the store and the experiment if they are missing.
+
+    Raises:
+        StoreUnavailable: a server does not answer, or the store is missing and not to be made.
+        MlflowException: the server refuses.
     """
-    uri = uri or store_uri(root)
+    uri = store_uri(root)
+    is_local = uri.startswith("sqlite:///")
+    missing = StoreUnavailable(f"there is no MLflow store at {without_password(uri)}; `dvc repro` makes one")
+    if is_local and not create and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise missing
+    if uri.startswith("http"):
+        try:
+            requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT)
+        except requests.RequestException as error:
+            raise StoreUnavailable(
+                f"{without_password(uri)} does not answer ({type(error).__name__})"
+            ) from None
     # Two processes that make mlflow.db at once destroy it.
-    with FileLock(root / "mlflow.db.lock") if uri.startswith("sqlite:") else nullcontext():
+    with FileLock(root / "mlflow.db.lock") if is_local else nullcontext():
         client = MlflowClient(uri)
         if experiment := client.get_experiment_by_name(EXPERIMENT):
             return client, experiment.experiment_id
+        if not create:
+            raise missing
         # In a queued experiment the working folder is temporary; the artifacts must outlive it.
-        is_local = uri == f"sqlite:///{root / 'mlflow.db'}"
-        artifacts = (root / "mlruns").as_uri() if is_local else None
-        about = {"mlflow.note.content": _ABOUT}
-        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=about)
+        is_default = uri == f"sqlite:///{root / 'mlflow.db'}"
+        artifacts = (root / "mlruns").as_uri() if is_default else None
+        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+
+
+def search_runs(client: MlflowClient, experiment: str, condition: str = "") -> list[Run]:
+    """All runs of the experiment that meet MLflow's condition, newest first."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], condition, page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
+
+
+def find_run(client: MlflowClient, experiment: str, model: ModelInfo) -> Run | None:
+    """The run of the model: of equal weights and config.json. Of several the oldest."""
+    return next(reversed(search_runs(client, experiment, same_model(model))), None)
+
+
+def same_model(model: ModelInfo) -> str:
+    """MLflow's condition for a run of the model."""
+    return " and ".join(f"tags.{tag} = '{digest}'" for tag, digest in model_tags(model).items())
+
+
+def model_tags(model: ModelInfo) -> dict[str, str]:
+    """The tags by which `find_run` finds the run."""
+    return {"model_sha256": model.model_sha256, "model_folder_sha256": model.folder_sha256}
+
+
+def origin_tags() -> dict[str, str]:
+    """Tags that lead back to the code and the DVC experiment; what is unknown is left out."""
+    commit = git("rev-parse", "HEAD")
+    # What an experiment changes in params.yaml and dvc.lock is in the run's params; this is about the code.
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+    tags = {
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
+        "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
+        "git_commit": commit,
+        "git_dirty": None if changes is None else str(bool(changes)).lower(),
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.source.type": "PROJECT",
+    }
+    with suppress(OSError, KeyError):  # a container may have no name for its user
+        tags["mlflow.user"] = getpass.getuser()
+    return {key: value for key, value in tags.items() if value}
+
+
+def data_tags(data: Source) -> dict[str, str]:
+    """Tags about the dataset."""
+    is_sample = str(data.origin == "sample").lower()
+    return {"data_source": data.origin, "data_sha256": data.sha256, "is_sample_text": is_sample}
+
+
+def environment_params(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment by its names in MLflow; `precision` is a parameter, which may be `auto`."""
+    return {"precision_used" if key == "precision" else key: value for key, value in environment.items()}
+
+
+def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    """Log parameters; one that is there stays, and another value becomes the tag `latest.KEY`."""
+    logged = client.get_run(run_id).data
+    texts = {key: str(value)[:_LONGEST_PARAM] for key, value in params.items()}
+    new = [Param(key, text) for key, text in texts.items() if key not in logged.params]
+    changed = [
+        RunTag(f"latest.{key}", text)
+        for key, text in texts.items()
+        if logged.tags.get(f"latest.{key}", logged.params.get(key, text)) != text
+    ]
+    client.log_batch(run_id, params=new, tags=changed)
+
+
+def log_dataset(client: MlflowClient, run_id: str, data: Source) -> None:
+    """Log the dataset as an input of the run."""
+    dataset = Dataset(
+        name=data.dataset,
+        digest=data.sha256[:32],  # MLflow takes at most 36 characters
+        source_type="text",
+        source=json.dumps({"origin": data.origin, "sha256": data.sha256}),
+        profile=json.dumps({f"{split}_characters": count for split, count in data.characters.items()}),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set several tags in one request."""
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def note_experiment(client: MlflowClient, run: Run, name: str | None) -> None:
+    """Note a DVC experiment that made the run's model, with the command that restores it."""
+    names = experiments_of(run)
+    if name and name not in names:
+        names.insert(0, name)
+    if names != experiments_of(run) or (names and "mlflow.note.content" not in run.data.tags):
+        note = "\n\n".join(f"To restore this model: `dvc exp apply {name}`" for name in names)
+        set_tags(client, run.info.run_id, {"dvc_experiments": ", ".join(names), "mlflow.note.content": note})
+
+
+def experiments_of(run: Run) -> list[str]:
+    """The names of the DVC experiments that made the run's model, the latest first."""
+    names = [*run.data.tags.get("dvc_experiments", "").split(", "), run.data.tags.get("dvc_experiment", "")]
+    return list(filter(None, dict.fromkeys(names)))
+
+
+def run_params(run: Run) -> dict[str, str]:
+    """The run's parameters as they were last."""
+    tags = run.data.tags.items()
+    latest = {key.removeprefix("latest."): value for key, value in tags if key.startswith("latest.")}
+    return run.data.params | latest
+
+
+def git(*arguments: str) -> str | None:
+    """What git prints in the current folder, or None if it fails or is missing."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def without_password(text: str) -> str:
+    """The text, with user name and password taken out of the addresses in it."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line without passwords."""
+    return without_password((str(error).strip() or repr(error)).split("\n")[0])

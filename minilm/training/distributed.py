@@ -84,7 +84,7 @@ def join_workers(device_name: str) -> Iterator[Workers]:
         # A collective operation that fails raises DistError with NCCL, and a plain RuntimeError with Gloo.
         if not isinstance(error, dist.DistError) and type(error) is not RuntimeError:
             raise
-        # torchrun now ends the remaining processes; this one first says why. (Until here `_terminate` waited.)
+        # torchrun now ends the other processes; this one first says why. (Until here `_terminate` waited.)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         reason = str(error).strip().split("\n")[0]
         raise WorkerLost(
@@ -142,7 +142,7 @@ def full_weights(model: MiniGPT) -> dict[str, Tensor]:
     if is_sharded(model):
         from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-        weights = get_model_state_dict(model, options=_full())
+        weights: dict[str, Any] = get_model_state_dict(model, options=_full())
     else:
         weights = model.state_dict()
     return {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from minilm.files import sha256_of
 
@@ -27,3 +28,8 @@ def fingerprint(project: Path, params: Mapping[str, Any], environment: Mapping[s
     relevant = {key: value for key, value in params.items() if key not in NO_EFFECT}
     parts = json.dumps([relevant, dict(environment), files], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def training_lock(root: Path, training: str) -> FileLock:
+    """Held while the training of that fingerprint runs; the system releases it when its process dies."""
+    return FileLock(root / ".dvc" / "tmp" / f"training-{training}.lock")

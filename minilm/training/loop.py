@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,19 +32,8 @@ from minilm.training.distributed import (
 )
 from minilm.training.optim import clip_gradients, learning_rate_at, make_optimizers, set_learning_rate
 from minilm.training.progress import progress_bar
+from minilm.training.reports import Report
 from minilm.training.snapshots import Snapshots, checkpointing
-
-
-class Report(NamedTuple):
-    """How training stands after `step` updates."""
-
-    step: int
-    train_loss: float  # nats per character, mean over the batches since the last report
-    val_loss: float  # nats per character, mean over fixed windows of the validation split
-    learning_rate: float
-    grad_norm: float  # before clipping, mean over the steps since the last report
-    tokens_per_second: float  # characters trained on, without the time for reports
-    mfu: float  # model FLOPs utilization: share of the devices' matrix-product peak
 
 
 def train(
@@ -85,15 +74,14 @@ def train(
     hooks = ([checkpointing(training, snapshots)] if snapshots else []) + [progress_bar(training)]
     with torch.random.fork_rng(gpus), ExitStack() as stack:  # dropout draws from torch's global generators
         callbacks = [stack.enter_context(hook) for hook in hooks]
-        for past in training.reports if report else ():
+        report = report or (lambda _: None)
+        for past in training.reports:
             report(past)
         model.train()
         for inputs, targets in training.batches():
             training.update(inputs, targets)
             if training.step % params.eval_interval == 0 or training.step == params.steps:
-                latest = training.report()
-                if report:
-                    report(latest)
+                report(training.report())
             for callback in callbacks:
                 callback()
     if params.keep == "best":
@@ -278,11 +266,6 @@ def mean_loss(
     model.train(was_training)
     nats, characters = workers.mean(total).tolist()
     return nats / characters
-
-
-def best_report(reports: list[Report]) -> Report:
-    """The one with the lowest validation loss, the first of equals."""
-    return min(reports, key=lambda report: report.val_loss)
 
 
 def _on_device(batches: Iterable[tuple[Batch, Batch]], workers: Workers) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,14 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from minilm.errors import TrainingInterrupted
+from minilm.training.distributed import Workers
 
 if TYPE_CHECKING:
     from minilm.training.loop import Training
@@ -45,7 +47,7 @@ class Snapshots:
         self._next = self._asked + interval
 
     def due(self) -> bool:
-        """Whether it is time to save; asked right before, since the cost of a checkpoint is counted from here."""
+        """Whether it is time to save; a checkpoint's cost is counted from this call."""
         self._asked = time.monotonic()
         return self._asked >= self._next
 
@@ -70,7 +72,7 @@ class Snapshots:
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that is undamaged, or None; damaged ones are reported and removed."""
         _, content = self._newest()
-        return torch.load(io.BytesIO(content), weights_only=True) if content else None
+        return torch.load(io.BytesIO(content), "cpu", weights_only=True) if content else None
 
     @property
     def newest_step(self) -> int:
@@ -124,6 +126,20 @@ def checkpointing(training: "Training", snapshots: Snapshots) -> Iterator[Callab
                 )
 
         yield after_step
+
+
+@contextmanager
+def one_at_a_time(lock: FileLock, workers: Workers) -> Iterator[None]:
+    """Wait for another process of the same training: of a `dvc` that was killed, or of a queue."""
+    with ExitStack() as held:
+        if workers.rank == 0:
+            try:
+                held.enter_context(lock.acquire(blocking=False))
+            except Timeout:
+                print("train: another process runs exactly this training; waiting for it to end", flush=True)
+                held.enter_context(lock)
+        workers.any(False)  # the others wait for the first
+        yield
 
 
 @contextmanager

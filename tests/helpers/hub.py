@@ -1,4 +1,4 @@
-"""A small stand-in for the Hugging Face Hub on loopback, for the real `load_dataset` to talk to."""
+"""A small Hugging Face Hub on loopback, for the real `load_dataset` to talk to."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ COMMIT = "c" * 40
 
 
 def write_dataset(root: Path, repo: str, config: str, splits: dict[str, list[str]], column: str = "text"):
-    """Lay out a data set as on the Hub: a parquet file a split, and a README that names them."""
+    """Write a dataset as on the Hub: a parquet file per split, and a README that names them."""
     folder = root / repo / config
     folder.mkdir(parents=True)
     for split, rows in splits.items():
@@ -29,7 +29,7 @@ def write_dataset(root: Path, repo: str, config: str, splits: dict[str, list[str
 
 @contextmanager
 def serve(root: Path) -> Iterator[str]:
-    """Serve the data sets below `root`; yields the address for HF_ENDPOINT."""
+    """Serve the datasets below `root`; yields the address for HF_ENDPOINT."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,6 +1,7 @@
 """A small project with real git, DVC and MLflow, but without a pipeline that takes time."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -10,29 +11,27 @@ from pathlib import Path
 
 import yaml
 from conftest import ROOT
-from minilm.tracking.lineage import find_lineage
-from minilm.data.provenance import Source
-from minilm.tracking.store import open_store
 
 from minilm import MiniGPT
-from minilm.checkpoint import save
-from minilm.files import SPLITS, sha256_of
-from minilm.lineage_text import text_of
+from minilm.checkpoint import read_info, save
+from minilm.data.provenance import Source
+from minilm.files import SPLITS
 from minilm.params import FIELDS
-from minilm.rows import PRECISION_USED
+from minilm.tracking import store
+from minilm.tracking.lineage import Lineage
 
 TEXTS = {"train": "the quick brown fox " * 9, "validation": "jumps over ", "test": "the lazy dog.\n"}
 TEXT_SHA256 = hashlib.sha256(
     "".join(hashlib.sha256(TEXTS[split].encode()).hexdigest() for split in SPLITS).encode()
 ).hexdigest()
-MADE_WITH = {"torch": "2.13.0", "device_type": "cpu", "precision": "float32", "threads": 1, "processes": 1}
+ENVIRONMENT = {"torch": "2.13.0", "device_type": "cpu", "precision": "float32", "threads": 1, "processes": 1}
 DEFAULTS = {key: field.default for key, field in FIELDS.items()}
 
 
 class Lab:
-    """A project with a committed model, another one in the experiment `wider`, and rows of both.
+    """A project with a committed model, another one in the experiment `wider`, and runs of both.
 
-    Its one stage does nothing; DVC and git are real, and so is the notebook.
+    Its one stage does nothing; DVC, git and the MLflow store are real.
     """
 
     def __init__(self, root: Path):
@@ -58,7 +57,7 @@ class Lab:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "A model")
         code = self.git("rev-parse", "HEAD~")
-        self.plain = self.row(
+        self.plain = self.add_run(
             self.folder, {"git_commit": code, "git_dirty": "false"}, {"learning_rate": 0.01}, 4.5
         )
 
@@ -73,7 +72,7 @@ class Lab:
             "dvc_experiment": "wider",
             "dvc_experiments": "wider",
         }
-        self.wider = self.row(self.folder, tags, {"learning_rate": 0.02}, 4.25)
+        self.wider = self.add_run(self.folder, tags, {"learning_rate": 0.02}, 4.25)
         self.git("checkout", "--quiet", "--force", "HEAD")
         self.dvc("checkout", "--quiet", "--force")
 
@@ -85,31 +84,26 @@ class Lab:
         source = Source(
             "wikitext-2", "sample", "wikitext-2", {k: len(v) for k, v in TEXTS.items()}, TEXT_SHA256
         )
-        save(self.folder, model, tokenizer, params, source, MADE_WITH)
+        save(self.folder, model, tokenizer, params, source, ENVIRONMENT)
         (self.root / "reports").mkdir(exist_ok=True)
-        (self.root / "reports" / "metrics.json").write_text(f'{{"test_bits_per_char": {bits}}}')
+        (self.root / "reports" / "metrics.json").write_text(json.dumps({"test_bits_per_char": bits}))
         self.dvc("commit", "--force", "--quiet")
 
-    def row(self, folder: Path | None, tags=None, params=None, bits=None, status="FINISHED") -> str:
-        client, experiment = open_store(self.root)
-        tags = {"data_source": "sample", "data_sha256": TEXT_SHA256, "is_sample_text": "true", **(tags or {})}
+    def add_run(self, folder: Path | None, tags=None, params=None, bits=None, status="FINISHED") -> str:
+        client, experiment = store.open_store(self.root)
+        tags = {"data_source": "sample", "data_sha256": TEXT_SHA256, **(tags or {})}
         if folder:
-            tags |= {
-                "model_sha256": sha256_of(folder / "model.safetensors"),
-                "model_folder_sha256": sha256_of(folder / "config.json"),
-            }
+            tags |= store.model_tags(read_info(folder))
         run_id = client.create_run(experiment, tags=tags).info.run_id
-        made_with = MADE_WITH | {PRECISION_USED: MADE_WITH["precision"], "num_parameters": 7}
-        for key, value in (made_with | DEFAULTS | (params or {})).items():
-            if key != "device":
-                client.log_param(run_id, key, value)
+        logged = DEFAULTS | (params or {}) | store.environment_params(ENVIRONMENT) | {"num_parameters": 7}
+        store.log_params(client, run_id, {key: value for key, value in logged.items() if key != "device"})
         if bits:
             client.log_metric(run_id, "test_bits_per_char", bits)
         client.set_terminated(run_id, status)
         return run_id
 
     def client(self):
-        return open_store(self.root)[0]
+        return store.open_store(self.root)[0]
 
     def git(self, *arguments: str) -> str:
         return self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments)
@@ -129,8 +123,5 @@ class Lab:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
-    def find(self, name):
-        return find_lineage(self.root, str(name))
-
-    def text(self, name) -> str:
-        return text_of(self.find(name))
+    def text(self, name, **options) -> str:
+        return Lineage(self.root, str(name)).text(**options)

@@ -1,13 +1,24 @@
-"""Decoding with a cache against its slow twin, which computes everything anew for each character."""
+"""Generation with a key/value cache against slow twins, which compute everything again for each character."""
 
 import pytest
 import torch
-from minilm.generation.kv_cache import Decoder
-from minilm.model.positions import POSITIONS, alibi_bias
 
 from minilm import MiniGPT, ModelConfig
+from minilm.generation import kv_cache, naive
+from minilm.generation.config import Sampling
+from minilm.generation.kv_cache import Decoder
+from minilm.model.config import ACTIVATIONS, NORMALIZATIONS, POSITIONS
+from minilm.model.positions import alibi_bias
 
 BLOCK = 12
+LIMITS = [
+    {"temperature": 0.0, "top_k": 0},
+    {"temperature": 1.5, "top_k": 0},
+    {"temperature": 1.0, "top_k": 3},
+    {"temperature": 1.0, "top_p": 0.6},
+    {"temperature": 1.0, "min_p": 0.2},
+    {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.05},
+]
 
 
 def make_model(**settings) -> MiniGPT:
@@ -39,19 +50,19 @@ def full_recompute(model: MiniGPT, ids: list[int]) -> torch.Tensor:
     distance = positions[:, None] - positions
     bias = torch.where((distance >= 0) & (distance < block_size), 0.0, -torch.inf)
     for block in model.blocks:
-        query, key, value = block.attention.heads(block.attention_norm(x))
+        query, key, value = block.attention.project_qkv(block.attention_norm(x))
         scores = query @ key.transpose(2, 3) / model.config.head_dim**0.5 + bias
         if model.config.position == "alibi":
             scores = scores + alibi_bias(block.attention.slopes, positions, positions)
-        mixed = scores.softmax(-1) @ value
-        x = x + block.attention.projection(mixed.transpose(1, 2).flatten(2))
+        gathered = scores.softmax(-1) @ value
+        x = x + block.attention.projection(gathered.transpose(1, 2).flatten(2))
         x = x + block.mlp(block.mlp_norm(x))
-    return model.score(x)[0, -1]
+    return model.unembed(x)[0, -1]
 
 
 @torch.inference_mode()
 def require_equal(model: MiniGPT, prompt: list[int], length: int) -> None:
-    """The decoder's logits, in each of three texts, are its twin's within 1e-4, and so is the likeliest."""
+    """The decoder's logits, in each of three texts, are the twin's within 1e-4, and so is the most likely."""
     decoder = Decoder(model, 3)
     logits = decoder.prefill(torch.tensor(prompt))
     ids = prompt[-model.config.block_size :]
@@ -61,6 +72,21 @@ def require_equal(model: MiniGPT, prompt: list[int], length: int) -> None:
         assert set(logits.argmax(-1).tolist()) == {int(expected.argmax())}
         ids.append(int(expected.argmax()))
         logits = decoder.step(torch.tensor([ids[-1]] * 3))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("position", POSITIONS)
+def test_ids_are_those_of_the_textbook_loop(position, activation, normalization, qk_norm):
+    model = make_model(position=position, activation=activation, normalization=normalization, qk_norm=qk_norm)
+    prompt = torch.tensor([3, 1, 4])
+    for seed, limits in enumerate(LIMITS):
+        # The last one is drawn when the window is full.
+        sampling = Sampling(**limits, max_new_tokens=BLOCK - len(prompt) + 1, seed=seed)
+        expected = list(naive.generate_ids(model, prompt, sampling))
+        assert len(expected) == sampling.max_new_tokens
+        assert list(kv_cache.generate_ids(model, prompt, sampling)) == expected
 
 
 @pytest.mark.parametrize("prompt_length", [1, 5, BLOCK, BLOCK + 7])
@@ -116,14 +142,11 @@ def test_a_second_prefill_begins_anew():
 @torch.inference_mode()
 def test_far_out_positions_are_as_exact_as_the_first():
     """Rope knows distances only, so a text that repeats itself gives the same logits a million on."""
-    model = make_model(position="rope", num_layers=1)
-    decoder = Decoder(model, 1)
+    decoder = Decoder(make_model(position="rope", num_layers=1), 1)
     logits = {}
-    decoder.prefill(torch.tensor([1]))
     for start in (0, 10**7):
-        decoder.dropped = start
-        decoder.rotation = decoder._rotation()
-        decoder.length = 0
-        for new in range(BLOCK):
+        decoder.prefill(torch.tensor([1]))
+        decoder.dropped = start  # counts from when the window slides for the first time
+        for new in range(4 * BLOCK):
             logits[start] = decoder.step(torch.tensor([1 + new % 10]))
     torch.testing.assert_close(logits[0], logits[10**7], atol=1e-4, rtol=1e-4)

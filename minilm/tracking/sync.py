@@ -1,0 +1,185 @@
+"""Make the MLflow store agree with the files: one run for each trained model, with all that is known of it.
+
+    python -m minilm.tracking.sync     models/minilm and the model of each DVC experiment; `make sync`
+
+It adds what a run lacks and changes nothing that is there, so it may be stopped anywhere and repeated. The
+report stage does it for the model in the workspace.
+"""
+
+import csv
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from minilm.checkpoint import ModelInfo, read_info
+from minilm.errors import UserError
+from minilm.files import sha256_of
+from minilm.params import load_params
+from minilm.tracking import store
+from minilm.tracking.experiments import MODEL, model_info, open_files, versions
+from minilm.tracking.run import end_dead_runs
+from minilm.training.fingerprint import fingerprint
+
+from minilm.deploy.pyfunc import log_model  # isort: skip - store sets up MLflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
+
+REPORTS = "reports"
+_METRICS_PER_BATCH = 1000  # MLflow's limit
+
+
+def main() -> None:
+    """Sync the workspace and the experiments."""
+    root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    try:
+        for name, run_id in sync_all(root):
+            print(f"sync: {name}: run {run_id}")
+    except (UserError, OSError, MlflowException) as error:
+        sys.exit(f"error: {store.first_line(error)}")
+
+
+def sync_all(root: Path) -> Iterator[tuple[str, str]]:
+    """Sync the workspace's model, and those of the experiments whose runs are missing or incomplete.
+
+    Yields their names and run ids.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+        MlflowException: the store refuses.
+    """
+    client, experiment = store.open_store(root)
+    if (root / MODEL).is_dir():
+        yield MODEL, sync_workspace(root, root)
+    for version in versions(root):
+        if not version.experiment or not (model := model_info(root, version)):
+            continue
+        run = store.find_run(client, experiment, model)
+        if run and "reports_sha256" in run.data.tags:
+            store.note_experiment(client, run, version.experiment)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / MODEL).parent.mkdir()
+            for name in (MODEL, REPORTS, "params.yaml"):
+                open_files(root, version).get(name, f"{folder}/{name}", recursive=True)
+            tags = {"dvc_experiment": version.experiment, "git_commit": version.baseline}
+            yield version.experiment, _sync(client, experiment, Path(folder), tags)
+
+
+def sync_workspace(root: Path, project: Path) -> str:
+    """Sync the model of a project's folder, which is `root` or an experiment's.
+
+    Args:
+        root: the project's main folder, which holds the local store.
+        project: the folder with models/minilm, reports and params.yaml.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+        MlflowException: the store refuses.
+    """
+    client, experiment = store.open_store(root)
+    end_dead_runs(client, experiment, root)
+    info = read_info(project / MODEL)
+    training = fingerprint(project, info.params, info.environment)
+    return _sync(client, experiment, project, store.origin_tags(), training)
+
+
+def _sync(
+    client: MlflowClient, experiment: str, project: Path, tags: Mapping[str, str], training: str = ""
+) -> str:
+    """Make the run of the project's model complete; `training` finds one that was not told its model."""
+    info = read_info(project / MODEL)
+    tags = {**tags, **store.data_tags(info.data), **store.model_tags(info)}
+    run = store.find_run(client, experiment, info) or _without_model(client, experiment, training)
+    if run is None:
+        name = tags.get("dvc_experiment") or f"sync {tags.get('git_commit', '')[:7]}".strip()
+        run = client.create_run(experiment, tags={**tags, "restored": "true"}, run_name=name)
+    run_id = run.info.run_id
+    store.set_tags(client, run_id, {key: value for key, value in tags.items() if key not in run.data.tags})
+    store.note_experiment(client, run, tags.get("dvc_experiment"))
+    if not (run.inputs and run.inputs.dataset_inputs):
+        store.log_dataset(client, run_id, info.data)
+    _log_curves(client, run_id, project / REPORTS)
+    _log_results(client, run, project, info)
+    log_model(client, run_id, project / MODEL)
+    if run.info.status != "FINISHED":
+        client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _without_model(client: MlflowClient, experiment: str, training: str) -> Run | None:
+    """The run of a training that has not got its model yet."""
+    found = store.search_runs(client, experiment, f"tags.training = '{training}'") if training else []
+    return next((run for run in found if "model_sha256" not in run.data.tags), None)
+
+
+def _log_curves(client: MlflowClient, run_id: str, reports: Path) -> None:
+    """The points of loss.csv and the summary in train.json, as far as they are missing."""
+    with (reports / "loss.csv").open(newline="") as file:
+        points = [(int(row.pop("step")), row) for row in csv.DictReader(file)]
+    summary = json.loads((reports / "train.json").read_text())
+    store.log_params(client, run_id, {"num_parameters": summary["num_parameters"]})
+    points.append((0, {key: summary[key] for key in ("best_step", "best_val_loss")}))
+    logged = {
+        key: {point.step for point in client.get_metric_history(run_id, key)}
+        for _, row in points
+        for key in row
+    }
+    _log_metrics(
+        client,
+        run_id,
+        [(key, float(row[key]), step) for step, row in points for key in row if step not in logged[key]],
+    )
+
+
+def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo) -> None:
+    """Parameters, metrics and files of the stages; `history/` keeps those of each setting."""
+    run_id, reports = run.info.run_id, project / REPORTS
+    params = load_params(project / "params.yaml")
+    logged = {key: value for part in (params.download, params.encode) for key, value in part}
+    store.log_params(client, run_id, logged | info.params | store.environment_params(info.environment))
+    evaluation, samples = (
+        json.loads((reports / f"{name}.json").read_text()) for name in ("evaluation", "samples")
+    )
+    if not evaluation["model_sha256"] == samples["model_sha256"] == info.model_sha256:
+        return  # they are of another model: the stages have yet to run
+    settings = {
+        "evaluate": {"eval_context": evaluation["eval_context"]},
+        "sample": {"prompt": samples["prompt"], **samples["settings"]},
+    }
+    store.log_params(client, run_id, settings["evaluate"] | settings["sample"])
+    metrics = json.loads((reports / "metrics.json").read_text())
+    if any(run.data.metrics.get(key) != value for key, value in metrics.items()):
+        step = len(client.get_metric_history(run_id, "test_loss"))
+        _log_metrics(client, run_id, [(key, value, step) for key, value in metrics.items()])
+    files = sorted(file for file in reports.iterdir() if not file.name.startswith("."))
+    digest = sha256_of("".join(map(sha256_of, files)).encode())
+    if run.data.tags.get("reports_sha256") == digest:
+        return
+    for file in files:
+        client.log_artifact(run_id, str(file), "reports")
+    for stage, result in (("evaluate", "metrics.json"), ("sample", "samples.txt")):
+        text = json.dumps(settings[stage], indent=2, ensure_ascii=False) + "\n"
+        folder = f"history/{stage}-{sha256_of(text.encode())[:8]}"
+        client.log_text(run_id, text, f"{folder}/settings.json")
+        client.log_artifact(run_id, str(reports / result), folder)
+    store.set_tags(client, run_id, {"reports_sha256": digest})
+
+
+def _log_metrics(client: MlflowClient, run_id: str, points: list[tuple[str, float, int]]) -> None:
+    """Add points (name, value, step)."""
+    now = int(time.time() * 1000)
+    metrics = [Metric(key, value, now, step) for key, value, step in points]
+    for first in range(0, len(metrics), _METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics[first : first + _METRICS_PER_BATCH])
+
+
+if __name__ == "__main__":
+    main()

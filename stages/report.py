@@ -1,0 +1,75 @@
+"""report: what train, evaluate and sample wrote -> pictures and pages in reports/, and the run in MLflow."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minilm.checkpoint import WEIGHTS, read_info
+from minilm.errors import InputError
+from minilm.files import all_or_nothing
+from minilm.params import FIELDS, load_params
+from minilm.report import html, plots
+from minilm.tracking.run import warn
+from minilm.tracking.sync import sync_workspace
+from stages import project_root, run
+
+MODEL, REPORTS = Path("models/minilm"), Path("reports")
+
+
+def main() -> None:
+    """Draw the pictures, write the pages, and make MLflow's run of the model complete."""
+    params = load_params("params.yaml").report
+    info = read_info(MODEL)
+    print("report:", info.data)
+    names = ("train", "metrics", "evaluation", "samples")
+    training, metrics, evaluation, samples = (read_json(REPORTS / f"{name}.json") for name in names)
+    if not evaluation["model_sha256"] == samples["model_sha256"] == info.model_sha256:
+        raise InputError(f"{REPORTS}: evaluation or samples are of another model; run dvc repro")
+    kinds = read_table(REPORTS / "loss_by_kind.csv")
+    used = params.model_dump() | info.params | {"eval_context": evaluation["eval_context"]}
+    used |= {"prompt": samples["prompt"]} | samples["settings"]
+    with all_or_nothing(REPORTS) as new:
+        weights, text = samples["attention"]["weights"], samples["attention"]["text"]
+        plots.attention(np.array(weights), text, new / "attention.png")
+        plots.loss_curves(read_table(REPORTS / "loss.csv"), new / "loss.png")
+        plots.loss_by_position(read_table(REPORTS / "loss_by_position.csv"), new / "loss_by_position.png")
+        bins = read_table(REPORTS / "calibration.csv")
+        plots.calibration(bins, new / "calibration.png", metrics["test_calibration_error"])
+        plots.loss_by_kind(kinds, new / "loss_by_kind.png")
+        page = html.report_page(
+            info=info,
+            weights_bytes=(MODEL / WEIGHTS).stat().st_size,
+            training=training,
+            metrics=metrics,
+            evaluation=evaluation,
+            samples=samples,
+            kinds=kinds,
+            pictures=new,
+            params=used,
+            defaults={key: FIELDS[key].default for key in used},
+        )
+        (new / "report.html").write_text(page, encoding="utf-8")
+        page = html.surprisal_page(evaluation, info.data.dataset)
+        (new / "surprisal.html").write_text(page, encoding="utf-8")
+    print(f"report: open {REPORTS / 'report.html'}")
+    try:
+        sync_workspace(project_root(), Path.cwd())
+    except Exception as error:  # MLflow's, SQLAlchemy's, those of requests: a view must not fail the pipeline
+        warn(error)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What another stage wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_table(path: Path) -> dict[str, list[Any]]:
+    """The columns of a CSV file by their names, with numbers as such."""
+    table = np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8"))
+    return {name: table[name].tolist() for name in table.dtype.names or ()}
+
+
+if __name__ == "__main__":
+    run(main)
