@@ -1,4 +1,4 @@
-"""evaluate: models/minilm and data/encoded -> the metrics of the test split, and tables, in reports/."""
+"""evaluate: models/minilm and data/encoded -> in reports/ metrics.json, evaluation.json and three tables."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from minilm import checkpoint
 from minilm.data.batches import open_tokens
 from minilm.data.tokenizer import CharTokenizer, Ids
 from minilm.device import choose_device, choose_precision
-from minilm.evaluation.ngram import ORDER, baselines
+from minilm.evaluation.ngram import ORDER, ngram_losses
 from minilm.evaluation.scoring import evaluate, surprisals
 from minilm.files import all_or_nothing
 from minilm.model.gpt import MiniGPT
@@ -22,7 +22,7 @@ SHOWN = 1500  # characters of reports/surprisal.html
 
 
 def main() -> None:
-    """Score every character of the test split, and count what n-gram models reach on it."""
+    """Score every character of the test split, and find what n-gram models reach on it."""
     params = load_params("params.yaml").evaluate
     info = checkpoint.read_info(MODEL)
     print("evaluate:", info.data)
@@ -34,11 +34,11 @@ def main() -> None:
     precision = choose_precision("auto" if info.environment["precision"] == "bfloat16" else "fp32", device)
 
     result = evaluate(model, tokenizer, test, context, precision=precision)
-    counted = baselines(open_tokens(ENCODED / "train.npy"), test, tokenizer.vocab_size)
+    unigram, *_, ngram = ngram_losses(open_tokens(ENCODED / "train.npy"), test, tokenizer.vocab_size)
     metrics = {
         name if name == "unknown_char_rate" else f"test_{name}": value
         for name, value in result.metrics().items()
-    } | {"unigram_loss": counted.unigram, "ngram_loss": counted.ngram}
+    } | {"unigram_loss": unigram, "ngram_loss": ngram}
     evaluation = {
         "model_sha256": info.model_sha256,
         "eval_context": params.eval_context,
@@ -56,24 +56,23 @@ def main() -> None:
         f"evaluate: loss {result.loss:.4f} nats per character, {result.bits_per_char:.4f} bits per "
         f"character, accuracy {result.accuracy:.1%}"
     )
-    print(f"evaluate: {counted.unigram:.4f} nats per character by a unigram model")
-    print(f"evaluate: {counted.ngram:.4f} nats per character by a {ORDER}-gram model with back-off")
+    print(f"evaluate: {unigram:.4f} nats per character by a unigram model")
+    print(f"evaluate: {ngram:.4f} nats per character by a {ORDER}-gram model with back-off")
 
 
 def surprisal(model: MiniGPT, tokenizer: CharTokenizer, test: Ids, context: int | None) -> dict[str, Any]:
-    """A stretch from the middle of the test split, which is seldom a heading or a table of contents."""
+    """A passage from the middle of the test split, which is seldom a heading or a table of contents."""
     first = max(1, (len(test) - SHOWN) // 2)
     found = surprisals(model, test, context, first, SHOWN)
     return {
         "first": first,
         "text": tokenizer.decode(test[first : first + SHOWN]),
-        "bits": [round(bits, 3) for bits in found.bits.tolist()],
+        "bits": found.bits.astype(float).round(2).tolist(),
         "candidates": [
-            [
-                (character, round(p, 4))
-                for character, p in zip(tokenizer.decode(ids), row.tolist(), strict=True)
-            ]
-            for ids, row in zip(found.candidates, found.probabilities, strict=True)
+            list(zip(tokenizer.decode(ids), probabilities, strict=True))
+            for ids, probabilities in zip(
+                found.candidates, found.probabilities.astype(float).round(4).tolist(), strict=True
+            )
         ],
     }
 

@@ -202,9 +202,9 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def first_run(make_project):
-    """A project whose pipeline has run, in fresh interpreters, on the sample text; its folder is put away."""
+    """A project whose pipeline has run on the sample text, as there is no Hub; its folder is put away."""
     project = make_project()
-    project.first_output = project.dvc("repro", PATH=REAL_PATH)
+    project.first_output = project.dvc("repro")
     project.commit()
     project.folder.rename(project.folder.with_name("first run"))
     return project

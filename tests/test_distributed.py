@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 
 import psutil
@@ -15,23 +14,26 @@ from safetensors.torch import load_file
 from conftest import ROOT, stages_run
 
 TORCHRUN = "torchrun --standalone --nproc-per-node 2"
-SHARED = {
+PARAMS = {
     "launcher": TORCHRUN,
-    "steps": "40",
-    "eval_interval": "10",
+    "steps": "20",
+    "eval_interval": "5",
     "batch_size": "4",
     "precision": "fp32",
     "eval_batches": "0",
     "learning_rate": "0.003",
+    "grad_accumulation": "1",
+    "keep": "last",
+    "sharding": "none",
+    "checkpoint_interval": "60",
 }
-RESET = {"sharding": "none", "keep": "last", "grad_accumulation": "1"}
 
 
 @pytest.fixture(scope="module")
 def alone(make_project):
     """A project trained by one process."""
     project = make_project()
-    project.set(**SHARED | {"launcher": "python"})
+    project.set(**PARAMS | {"launcher": "python"})
     project.dvc("repro", "train")
     project.commit()
     project.curve = curve(project)
@@ -57,17 +59,16 @@ def assert_same_training(project) -> None:
     ("values", "last"),
     [
         ({}, "train"),
-        ({"sharding": "fsdp"}, "evaluate"),
-        ({"sharding": "fsdp", "keep": "best", "grad_accumulation": "2"}, "sample"),
+        ({"sharding": "fsdp"}, "train"),
+        ({"sharding": "fsdp", "keep": "best", "grad_accumulation": "2"}, "evaluate"),
     ],
 )
 def test_two_processes_give_the_curve_and_weights_of_one(alone, values, last):
     runs = len(alone.mlflow_runs())
-    alone.set(**SHARED | values)
+    alone.set(**PARAMS | values)
     output = alone.dvc("repro", last)
-    alone.set(**{key: RESET[key] for key in values})
     assert stages_run(output) == {"train", last}
-    assert len(re.findall("step 40/40", output)) == 1
+    assert len(re.findall("step 20/20", output)) == 1
     assert len(alone.mlflow_runs()) == runs + 1
     assert_same_training(alone)
 
@@ -76,14 +77,14 @@ def stage(processes: int) -> list[str]:
     return f"torchrun --standalone --nproc-per-node {processes} -m stages.train".split()
 
 
-def at_step_10(project, command: list[str], action: Callable[[psutil.Process], None]) -> str:
-    """Start the stage, do something to torchrun's process after 10 steps, and return all that is printed."""
+def at_step_5(project, command: list[str], action: Callable[[psutil.Process], None]) -> str:
+    """Start the stage, do something to torchrun's process after 5 steps, and return all that is printed."""
     output = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, cwd=project.folder, env=project.env, **output)
     printed = ""
     for line in process.stdout:
         printed += line
-        if "step 10/40" in line:
+        if "step  5/20" in line:
             action(psutil.Process(process.pid))
     assert process.wait(60) != 0
     return printed
@@ -94,12 +95,11 @@ def test_a_lost_process_ends_the_stage_and_the_next_run_resumes(alone, sharding)
     def kill_the_second(torchrun: psutil.Process) -> None:
         next(w for w in torchrun.children() if w.environ()["RANK"] == "1").kill()
 
-    alone.set(**SHARED | {"checkpoint_interval": "0.001", "sharding": sharding})
-    printed = at_step_10(alone, stage(2), kill_the_second)
+    alone.set(**PARAMS | {"checkpoint_interval": "0.001", "sharding": sharding})
+    printed = at_step_5(alone, stage(2), kill_the_second)
     assert re.search(r"error: .* the same command resumes from the last checkpoint", printed), printed
     output = alone.run(*stage(2)).stdout
-    alone.set(sharding="none", checkpoint_interval="60")
-    assert re.search(r"resuming from the checkpoint after step \d+ of 40", output)
+    assert re.search(r"resuming from the checkpoint after step \d+ of 20", output)
     assert_same_training(alone)
 
 
@@ -114,35 +114,34 @@ def test_a_lost_process_ends_the_stage_and_the_next_run_resumes(alone, sharding)
         ("    stop()", "Signal 15 (SIGTERM)"),
     ],
 )
-def test_sigterm_waits_only_for_an_error_that_propagates(body, said, tmp_path):
+def test_sigterm_waits_only_for_an_error_that_propagates(body, said, tmp_path, python):
     (tmp_path / "script.py").write_text(
         "import os, signal\nfrom minilm.training.distributed import join_workers\n"
         "stop = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"with join_workers('cpu'):\n{body}\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    command += [str(tmp_path / "script.py")]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    assert said in subprocess.run(command, env=env, capture_output=True, text=True).stderr
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHON_EXEC": str(python)}
+    done = subprocess.run([*command, tmp_path / "script.py"], env=env, capture_output=True, text=True)
+    assert said in done.stderr
 
 
 def test_told_to_stop_three_processes_resume_to_the_same_bytes(alone):
     # Three, since two numbers have the same sum in any order.
-    alone.set(**SHARED | {"batch_size": "6"})
+    alone.set(**PARAMS | {"batch_size": "6"})
     alone.run(*stage(3))
     outputs = [alone.folder / name for name in ("models/minilm/model.safetensors", "reports/loss.csv")]
     expected = [path.read_bytes() for path in outputs]
-    printed = at_step_10(alone, stage(3), psutil.Process.terminate)
-    assert re.search(r"error: stopped by .* after step \d+ of 40; the checkpoint is saved", printed), printed
-    assert re.search(r"resuming from the checkpoint after step \d+ of 40", alone.run(*stage(3)).stdout)
+    printed = at_step_5(alone, stage(3), psutil.Process.terminate)
+    assert re.search(r"error: stopped by .* after step \d+ of 20; the checkpoint is saved", printed), printed
+    assert re.search(r"resuming from the checkpoint after step \d+ of 20", alone.run(*stage(3)).stdout)
     assert [path.read_bytes() for path in outputs] == expected
 
 
 def test_what_cannot_be_divided_is_refused_in_one_line(alone):
-    alone.set(**SHARED | {"batch_size": "5"})
+    alone.set(**PARAMS | {"batch_size": "5"})
     output = alone.run(*TORCHRUN.split(), "-m", "stages.train", ok=False).stdout
     assert "error: batch_size: 5 cannot be divided among 2 processes with 1 micro-batches each" in output
-    alone.set(**SHARED | {"launcher": "python", "sharding": "fsdp"})
+    alone.set(**PARAMS | {"launcher": "python", "sharding": "fsdp"})
     output = alone.dvc("repro", ok=False)
     assert "error: sharding: fsdp needs processes; set launcher to torchrun" in output
-    alone.set(sharding="none")

@@ -26,7 +26,7 @@ def one_at_a_time(model, ids, context):
 
 
 @pytest.mark.parametrize("context", [0, 5, 8, 15])
-def test_figures_equal_one_character_at_a_time(tiny_model, context):
+def test_metrics_equal_one_character_at_a_time(tiny_model, context):
     model, tokenizer = tiny_model
     tokens = tokenizer.encode(TEXT)
     ids = torch.from_numpy(tokens.astype("int64"))
@@ -85,8 +85,8 @@ class Fixed(MiniGPT):
     def forward(self, ids):
         confidence = torch.tensor([self.confidence[int(id_)] for id_ in ids.flatten()]).view(ids.shape)
         others = (1 - confidence) / (self.config.vocab_size - 1)
-        likeliest = F.one_hot(ids + 1, self.config.vocab_size).bool()
-        return torch.where(likeliest, confidence[..., None], others[..., None]).log()
+        expected = F.one_hot(ids + 1, self.config.vocab_size).bool()
+        return torch.where(expected, confidence[..., None], others[..., None]).log()
 
 
 def test_calibration_by_hand(tiny_model):
@@ -137,7 +137,7 @@ def test_a_vocabulary_smaller_than_five():
     assert surprisals(small, tokenizer.encode("abba"), None, 1, 3).candidates.shape == (3, 3)
 
 
-def test_metrics_are_the_figures_without_the_tables(tiny_model):
+def test_metrics_are_the_means_without_the_tables(tiny_model):
     model, tokenizer = tiny_model
     found = evaluate(model, tokenizer, tokenizer.encode(TEXT))
     assert list(found.metrics()) == [
@@ -228,5 +228,5 @@ def test_what_cannot_be_evaluated(tiny_model):
     with pytest.raises(InputError, match="eval_context: 16 must be below"):
         surprisals(model, tokens, context=16, first=1, count=1)
     for first in (0, len(tokens)):
-        with pytest.raises(InputError, match=f"character to look at, {first}, must be from 1 to"):
+        with pytest.raises(InputError, match=f"first: {first} must be from 1 to"):
             surprisals(model, tokens, context=8, first=first, count=1)

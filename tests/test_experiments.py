@@ -10,14 +10,14 @@ ALL = set(STAGES)
 
 def test_override_reruns_what_depends_on_it(fresh):
     output = fresh.dvc("exp", "run", "--name", "wider", "-S", "embed_dim=32")
-    assert stages_run(output) == {"train", "evaluate", "sample"}
+    assert stages_run(output) == {"train", "evaluate", "sample", "report"}
     run = fresh.mlflow_runs()[0]
     assert run.data.params["embed_dim"] == "32"
     assert run.data.tags["dvc_experiment"] == "wider"
     assert run.data.tags["git_dirty"] == "false"
     assert run.data.tags["dvc_baseline"] == fresh._git("rev-parse", "HEAD").strip()
     assert "dvc exp apply wider" in run.data.tags["mlflow.note.content"]
-    assert stages_run(fresh.dvc("exp", "run", "-S", "temperature=1.0")) == {"sample"}
+    assert stages_run(fresh.dvc("exp", "run", "-S", "temperature=1.0")) == {"sample", "report"}
     assert fresh.mlflow_runs()[0].data.tags["latest.temperature"] == "1.0"
 
 
@@ -54,7 +54,7 @@ def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
     output = fresh.main("--train", "--recipe", "modern", "--steps", "2", "--eval_interval", "1",
                         "--compile", "false", "--embed_dim", "32",
                         "--seed", "5", "--prompt", "A, 'b' = ${c} ")  # fmt: skip
-    assert stages_run(output) == {"train", "evaluate", "sample"}
+    assert stages_run(output) == {"train", "evaluate", "sample", "report"}
     assert "step 2/2" in output
     modern = yaml.safe_load((ROOT / "recipes/modern.yaml").read_text())
     written = load_params(fresh.folder / "params.yaml").train

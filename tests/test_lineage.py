@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+
 from conftest import ROOT
 from helpers.lab import ENVIRONMENT, TEXT_SHA256, Lab
-
 from minilm.errors import InputError
 from minilm.files import sha256_of
 from minilm.tracking.lineage import Lineage
@@ -120,7 +120,7 @@ def test_damaged_and_changed_folders(lab):
         file.unlink()
     config.write_text(text)
     weights.write_bytes(content[:-1] + b"x")
-    with pytest.raises(InputError, match="model.safetensors is damaged or of another model"):
+    with pytest.raises(InputError, match=r"model.safetensors is damaged or of another model"):
         lab.text(lab.folder)
     weights.write_bytes(content)
     config.write_text(text.replace("0.01", "0.03"))

@@ -29,7 +29,7 @@ def out_hashes(project) -> dict[str, str]:
 def test_without_network_it_trains_on_the_sample_and_says_so_in_every_stage(project):
     assert stages_run(project.first_output) == ALL
     for stage in ALL:
-        assert f"{stage}: WARNING: wikitext-2 could not be had" in project.first_output
+        assert f"{stage}: WARNING: wikitext-2 could not be downloaded" in project.first_output
     assert "dvc repro -f download" in project.first_output
     assert "BUNDLED SAMPLE TEXT" in project.read("reports/samples.txt")
     assert json.loads(project.read("data/raw/source.json"))["origin"] == "sample"
@@ -45,11 +45,13 @@ def test_without_network_it_trains_on_the_sample_and_says_so_in_every_stage(proj
         "unigram_loss",
         "ngram_loss",
     }
-    assert project.read("reports/loss.csv").splitlines()[0] == "step,train_loss,val_loss,learning_rate"
+    assert (
+        project.read("reports/loss.csv").splitlines()[0] == "step,train_loss,val_loss,learning_rate,grad_norm"
+    )
     assert project._git("status", "--porcelain") == ""
 
 
-def test_its_notebook_row_has_everything_and_the_model_loads(project):
+def test_its_run_has_everything_and_the_model_loads(project):
     run = project.mlflow_runs()[-1]
     assert run.info.status == "FINISHED"
     assert run.data.params | TINY == run.data.params
@@ -62,7 +64,7 @@ def test_its_notebook_row_has_everything_and_the_model_loads(project):
     assert (tags["data_source"], tags["is_sample_text"]) == ("sample", "true")
     assert len(tags["git_commit"]) == 40
     client = project.client()
-    for metric in ("train_loss", "val_loss", "learning_rate", "tokens_per_second"):
+    for metric in ("train_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu"):
         assert [m.step for m in client.get_metric_history(run.info.run_id, metric)] == [2, 4]
     stored = {file.path for file in client.list_artifacts(run.info.run_id, "reports")}
     assert stored == {f"reports/{path.name}" for path in (project.folder / "reports").glob("[!.]*")}
@@ -85,8 +87,8 @@ def test_the_pages_show_the_run_in_a_browser(project, open_page):
     sample = project.read("reports/samples.txt").split("---\n")[1].splitlines()[0]
     assert sample in text
     assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 300)")
-    tab.click("text=Surprise, character by character")
-    assert "Mean surprise" in tab.inner_text("body")
+    tab.click("text=Surprisal, character by character")
+    assert "Mean surprisal" in tab.inner_text("body")
     assert tab.problems == []
 
 
@@ -122,9 +124,10 @@ def test_forced_again_it_gives_the_same_bytes(fresh):
 
 
 def test_changed_code_reruns_only_who_uses_it(fresh):
-    path = fresh.folder / "minilm" / "generation.py"
-    path.write_text(path.read_text() + "# changed\n")
-    assert stages_run(fresh.dvc("repro")) == {"sample"}
+    for file, stages in (("generation/sampling.py", {"sample"}), ("report/templates/style.css", {"report"})):
+        path = fresh.folder / "minilm" / file
+        path.write_text(path.read_text() + "\n")
+        assert stages_run(fresh.dvc("repro")) - {"report"} == stages - {"report"}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ def test_changed_code_reruns_only_who_uses_it(fresh):
         ({"temperature": "-1"}, "temperature: '-1' is not allowed"),
         ({"dataset": "missing.txt"}, "there is no text file or folder 'missing.txt'"),
         ({"holdout_fraction": "0.2"}, "allow_fallback: true"),
-        ({"dataset": "short.txt"}, "block_size: 32 needs a training text of at least 34 characters"),
+        ({"dataset": "short.txt"}, "block_size: 32 needs a training split of at least 34 characters"),
         ({"dataset": "broken.txt"}, "not UTF-8: byte 0xff at offset 3"),
     ],
 )

@@ -2,20 +2,16 @@
 
 import csv
 import re
-import sys
 import time
 from pathlib import Path
 
 import mlflow
 import pytest
 from dvc.repo import Repo
-from minilm.best import about_the_best, rank
-from minilm.lineage_text import text_of
+from minilm.best import rank
 
 from conftest import stages_run
 from minilm.files import sha256_of
-from minilm.params import load_params
-from minilm.tracking.lineage import find_lineage
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +40,7 @@ def queued(project):
     return project
 
 
-def test_all_are_in_the_main_workspaces_notebook(queued):
+def test_all_are_in_the_main_workspaces_store(queued):
     runs = {run.data.params["embed_dim"]: run for run in queued.mlflow_runs() if run.info.status != "FAILED"}
     assert runs.keys() == {"8", "32", "24"}
     client = queued.client()
@@ -74,10 +70,10 @@ def test_what_failed_says_why(queued):
 
 
 def test_best_is_the_lowest_and_comes_back(queued, monkeypatch):
-    said = queued.run(sys.executable, "-m", "minilm.best").stdout
+    said = queued.run("python", "-m", "minilm.tracking.ranking").stdout
     finished = [run for run in queued.mlflow_runs() if run.info.status == "FINISHED"]
     finished.sort(key=lambda run: run.data.metrics["test_bits_per_char"])
-    ranked = re.findall(r"(?m)^ +\d  +(\d+\.\d{4})  (\S+) +(\d+)$", said)
+    ranked = re.findall(r"(?m)^ +\d  +(\d+\.\d{4}) +(\S+) +(\d+)$", said)
     assert ranked == [
         (
             f"{run.data.metrics['test_bits_per_char']:.4f}",
@@ -87,7 +83,7 @@ def test_best_is_the_lowest_and_comes_back(queued, monkeypatch):
         for run in finished
     ]
     wanted = finished[0].data.tags["model_sha256"]
-    command = re.search(r"To bring it back:\n  dvc (.*)", said)[1].split()
+    command = re.search(r"To restore it:\n  dvc (.*)", said)[1].split()
     assert command == ["exp", "apply", ranked[0][1]]
     weights = queued.folder / "models" / "minilm" / "model.safetensors"
     assert sha256_of(weights) != wanted
@@ -95,18 +91,18 @@ def test_best_is_the_lowest_and_comes_back(queued, monkeypatch):
     assert sha256_of(weights) == wanted
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{queued.folder / 'mlflow.db'}")
-    text = text_of(find_lineage(queued.folder, str(weights.parent)))
+    monkeypatch.chdir(queued.folder)
+    text = Lineage(queued.folder, str(weights.parent)).text()
     assert f"dvc exp apply {ranked[0][1]}\n" in text
     assert finished[0].info.run_id in text
     assert "BUNDLED SAMPLE TEXT" in text
     assert "data/raw holds this very text" in text
-    assert re.search(r"commit +\w{12} \S+ x\n  changes  none\n", text)
+    assert re.search(r"commit +\w{12} \S+ x\n  changes +none\n", text)
 
     # Without the experiment, the same settings give the same model.
     queued._git("checkout", "--quiet", "--force", "HEAD")
     queued.dvc("exp", "remove", ranked[0][1])
-    now = {key: value for part in load_params(queued.folder / "params.yaml") for key, value in part}
-    said = about_the_best(rank(queued.folder), now)
+    said = how_to_restore(queued.folder, rank(*store.open_store(queued.folder))[0])
     command = re.search(r"To train it again, .*:\n  dvc (.*)", said)[1].split()
     assert command == ["exp", "run", "-S", f"embed_dim={ranked[0][2]}"]
     assert "train" not in stages_run(queued.dvc(*command))

@@ -8,8 +8,8 @@ import sys
 
 import mlflow
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from minilm.checkpoint import save
 from minilm.data.provenance import Source
 from minilm.deploy.pyfunc import log_model
@@ -92,7 +92,7 @@ def test_only_finished_runs_of_one_dataset_are_ranked_each_model_once(shop):
     shop.add(2.0, "new", model="ef" * 32)
     assert len(shop.rank()) == 1
     assert shop.names("cdcd") == ["other"]
-    with pytest.raises(InputError, match="nothing to rank: .* on the datasets abababababab, cdcdcdcdcdcd"):
+    with pytest.raises(InputError, match=r"nothing to rank: .* on the datasets abababababab, cdcdcdcdcdcd"):
         shop.rank("ef")
     shop.add(3.0, "newest", data=OTHER_DATA)
     assert shop.names() == ["other", "newest"]  # the newest run's dataset

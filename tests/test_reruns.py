@@ -8,7 +8,7 @@ from minilm.params import FIELDS, STAGES
 
 # A change of each key that a run on the bundled sample bears.
 CHANGES = {
-    "dataset": "minilm/sample_text/train.txt", "allow_fallback": "yes",
+    "dataset": "minilm/data/sample_text/train.txt", "allow_fallback": "yes",
     "holdout_fraction": "0.2", "min_char_count": "2",
     "block_size": "16", "embed_dim": "32", "num_heads": "4", "num_layers": "2", "mlp_ratio": "2",
     "position": "rope", "activation": "gelu", "normalization": "rmsnorm", "qk_norm": "true",
@@ -25,7 +25,12 @@ CHANGES = {
 # Stages that run because what they read has changed, by the first stage that runs. A change of
 # allow_fallback or holdout_fraction leaves the sample text as it is, so nothing follows on download;
 # another text, after which all stages run, is in test_experiments.py.
-FOLLOWING = {"encode": {"train", "evaluate", "sample"}, "train": {"evaluate", "sample"}}
+FOLLOWING = {
+    "encode": {"train", "evaluate", "sample", "report"},
+    "train": {"evaluate", "sample", "report"},
+    "evaluate": {"report"},
+    "sample": {"report"},
+}
 
 
 def stages_of(key: str) -> set[str]:

@@ -3,7 +3,6 @@
 import copy
 import csv
 import json
-import os
 import re
 import shutil
 import signal
@@ -99,7 +98,7 @@ def history(project, run_id: str, name: str) -> dict[str, str]:
 
 
 def assert_trained(project, run_id: str) -> None:
-    """The run is that of the model here, finished, with its text, whole curves and the model itself."""
+    """The run is that of the model here, finished, with its dataset and whole curves."""
     run = run_of_model(project)
     assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
     assert not run.data.tags.keys() & {"error", "restored"}
@@ -109,8 +108,6 @@ def assert_trained(project, run_id: str) -> None:
     interval, last = (int(run.data.params[key]) for key in ("eval_interval", "steps"))
     steps = list(range(interval, last + 1, interval))
     assert [step for step, _ in curve(project, run_id, "tokens_per_second")] == steps
-    models = project.client().search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-    assert [model.status for model in models] == ["READY"]
     (given,) = run.inputs.dataset_inputs
     sha256 = json.loads(project.read("data/raw/source.json"))["sha256"]
     assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
@@ -121,8 +118,11 @@ def assert_trained(project, run_id: str) -> None:
 
 
 def assert_whole(project, run_id: str) -> None:
-    """The run has besides all that the stages found in the model, as it is in the workspace."""
+    """The run has besides the model itself and all that the stages found in it, as it is in the workspace."""
     assert_trained(project, run_id)
+    experiment = run_of_id(project, run_id).info.experiment_id
+    models = project.client().search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    assert [model.status for model in models] == ["READY"]
     logged = scores(project, run_id)
     assert logged[-1] == json.loads(project.read("reports/metrics.json"))
     assert all(one != other for one, other in pairwise(logged))
@@ -193,6 +193,9 @@ def test_forced_training_of_the_same_model_leaves_its_run_alone(lab, what):
     before, run = ids(lab), run_of_model(lab)
     lab.dvc("repro", "--force", *what)
     assert ids(lab) == before
+    assert_trained(lab, run.info.run_id)
+    if what:  # what stands in the reports need not be what was found last
+        sync(lab)
     assert_whole(lab, run.info.run_id)
     # While it trained, it did have a run of its own.
     own = lab.client().search_runs([run.info.experiment_id], run_view_type=ViewType.DELETED_ONLY)[0]

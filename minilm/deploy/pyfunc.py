@@ -5,6 +5,7 @@ that it loads where this project is not. Logging runs the file too, but not the 
 where the model is loaded.
 """
 
+import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
@@ -36,6 +38,19 @@ MAX_STOP_CHARACTERS = 100
 MAX_NEW_TOKENS = 10_000
 MAX_NEW_TOKENS_OF_ALL = 20_000
 MAX_SECONDS = 30.0  # MLflow's server itself gives up after 60 s
+PACKAGE = Path(__file__).parent.parent
+# Parts of the package that the served model does not need: each file is a request to a remote store.
+NOT_SERVED = (
+    "__pycache__",
+    "evaluation",
+    "report",
+    "tracking",
+    "training",
+    "sample_text",
+    "corpus.py",
+    "batches.py",
+)
+NOT_SERVED += ("device.py", "export.py", "hf_architectures.py", "huggingface.py", "model_card.*", "params.py")
 PACKAGES = ("mlflow", "numpy", "safetensors", "torch")  # what the served model imports
 
 
@@ -159,7 +174,8 @@ def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
         params=infer_signature(params=asdict(Sampling())).params,
     )
     mlflow.set_tracking_uri(client.tracking_uri)
-    with warnings.catch_warnings():
+    with TemporaryDirectory() as code, warnings.catch_warnings():
+        shutil.copytree(PACKAGE, Path(code) / "minilm", ignore=shutil.ignore_patterns(*NOT_SERVED))
         # MLflow recommends an input example, but would load the model to try it.
         warnings.simplefilter("ignore", UserWarning)
         mlflow.pyfunc.log_model(
@@ -167,7 +183,7 @@ def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
             model_id=model_id,
             python_model=__file__,
             artifacts={"model": str(folder)},
-            code_paths=[str(Path(__file__).parent.parent)],
+            code_paths=[f"{code}/minilm"],
             signature=signature,
             # Without a local part such as +cpu, which the package index does not know.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],

@@ -1,7 +1,7 @@
-"""What counting reaches without a neural network: n-gram models, to set beside the transformer.
+"""N-gram models, the baseline of the transformer: what counting reaches without a neural network.
 
 An n-gram model of order k predicts a character from the k - 1 before it, by what followed them in the
-training text.
+training split.
 """
 
 from typing import NamedTuple
@@ -12,48 +12,26 @@ import numpy.typing as npt
 from minilm.data.tokenizer import Ids
 from minilm.errors import InputError
 
-ORDER = 6  # of the largest model: more takes more memory than it gains
-MOST_CHARACTERS = 5_000_000  # of the training text that are counted; they take less than a gigabyte
-_TEST_PIECE = 1 << 18  # characters of the test text at once, so that memory does not grow with it
+ORDER = 6  # of the largest model: a larger one takes more memory than it gains
+MOST_CHARACTERS = 5_000_000  # of the training split that are counted, in less than a gigabyte of memory
+_TEST_PIECE = 1 << 18  # characters of the test split at once, so that memory does not grow with it
 _UNSEEN = -1
 
 Integers = npt.NDArray[np.int64]
 
 
-class Baselines(NamedTuple):
-    """Losses on the test text, in nats per character, and what they rest on."""
-
-    unigram: float  # of order 1: each character as often as in the training text, whatever comes before
-    ngram: float  # of order `order`
-    order: int
-    characters: int  # of the training text that were counted
-
-
-def baselines(train: Ids, test: Ids, vocab_size: int) -> Baselines:
-    """The losses of orders 1 and ORDER, counted in the first MOST_CHARACTERS of the training text.
-
-    Both token arrays, (tokens,), may lie on disk; no more than what is counted is read of the first.
-
-    Raises:
-        InputError: the test text is too short.
-    """
-    train = train[:MOST_CHARACTERS]
-    losses = ngram_losses(train, test, vocab_size, ORDER)
-    return Baselines(losses[0], losses[-1], ORDER, len(train))
-
-
-def ngram_losses(train: Ids, test: Ids, vocab_size: int, order: int) -> list[float]:
+def ngram_losses(train: Ids, test: Ids, vocab_size: int, order: int = ORDER) -> list[float]:
     """Mean nats per character of `test` for each order from 1, the unigram cross-entropy, to `order`.
 
-    They are means over every character of `test` but its first, the same that `evaluate` scores. Memory
-    grows with `train`.
+    They are means over every character of `test` but its first, the same that `evaluate` scores. Only the
+    first MOST_CHARACTERS of `train` are counted. Both are arrays of token ids, which may be on disk.
 
     Raises:
-        InputError: the test text is too short.
+        InputError: `test` has fewer than 2 characters.
     """
     if len(test) < 2:
-        raise InputError("the test text needs at least 2 characters")
-    model = NGramModel(train, vocab_size, order)
+        raise InputError("the test split needs at least 2 characters")
+    model = NGramModel(train[:MOST_CHARACTERS], vocab_size, order)
     nats = np.zeros(order)
     for start in range(1, len(test), _TEST_PIECE):
         before = max(0, start - order + 1)  # the first prediction's context
@@ -63,7 +41,7 @@ def ngram_losses(train: Ids, test: Ids, vocab_size: int, order: int) -> list[flo
 
 
 class _Counts(NamedTuple):
-    """What the training text holds of the n-grams of one length. Ids are ranks among those seen."""
+    """The n-grams of one length in the training split. Ids are ranks among those seen."""
 
     codes: Integers  # (n-grams,), id of all but the last character * vocabulary + the last, ascending
     times: Integers  # (n-grams,), how often each occurs
@@ -77,8 +55,8 @@ class NGramModel:
     P_k(c | h) = (count(h c) + types(h) P_{k-1}(c | h')) / (count(h) + types(h))
 
     where h is the k - 1 characters before c, h' lacks the first of them, and types(h) is the number of
-    different characters that follow h in the training text: the more different ones did, the likelier yet
-    another one is. P_k is P_{k-1} where h was never followed by anything, and P_0 is uniform.
+    different characters that follow h in the training split: the more there are, the more probable is yet
+    another one. P_k is P_{k-1} where h was never followed by anything, and P_0 is uniform.
 
     This is the smoothing of "The zero-frequency problem" (Witten and Bell, 1991), whose method C goes back
     to "Modeling for text compression" (Bell, Witten and Cleary, 1989), as interpolated in "An Empirical
@@ -126,7 +104,7 @@ class NGramModel:
             total, types = counts.context_times[context], counts.context_types[context]
             lower = found[row, row:][places]
             smoothed = (times + types * lower) / np.maximum(1, total + types)
-            # The orders above begin with it, too: it stays theirs where they know nothing.
+            # Also the start of the orders above, and final where they have no counts.
             found[row:, row:][:, places] = np.where(total > 0, smoothed, lower)
             ids[places] = np.where(seen, rank, _UNSEEN)
             ids = ids[:-1]

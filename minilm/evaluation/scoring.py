@@ -62,10 +62,10 @@ class Evaluation:
     calibration_error is the distance between confidence and accuracy, the mean over bins of equal width
     weighted by their characters ("On Calibration of Modern Neural Networks", Guo et al., 2017).
 
-    The rows of by_kind, and those of reliability, divide the same characters among them; a kind or bin without
-    any has no row. by_position counts each prediction of each window, also those that are only context for
-    the others, so that it begins at one character of context. Windows overlap: its characters add up to more
-    than the split's.
+    The rows of by_kind, and those of reliability, divide the same characters among them; a kind or bin
+    without any has no row. by_position counts each prediction of each window, also those that are only
+    context for the others, so that it begins at one character of context. Windows overlap: its characters
+    add up to more than the split's.
     """
 
     loss: float  # nats per character
@@ -100,7 +100,7 @@ def evaluate(
         model: in evaluation mode.
         tokenizer: knows which ids are letters, white space and so on.
         tokens: (tokens,), at least 2.
-        context: less than block_size; None is half of block_size. More is slower and favors the model.
+        context: less than block_size; None is half of block_size. More helps the model and is slower.
         batch_size: windows at once at most; changes the result by rounding only.
         precision: of the matrix products, float32 or bfloat16; what comes after the logits is in float32,
             and sums are in float64.
@@ -126,36 +126,36 @@ def evaluate(
         by_kind += _sums(kinds[targets.cpu().numpy()], len(KINDS), nats[scored], correct, near)
         confidence = confidence.exp()
         by_confidence += _sums(_bins(confidence.cpu().numpy()), CONFIDENCE_BINS, confidence, correct)
-    predictions, nats, correct, near = by_kind.sum(1).tolist()
-    _, confidences, corrects = by_confidence
-    loss = nats / predictions
+    predictions, total_nats, total_correct, total_near = by_kind.sum(1).tolist()
+    _, confidence_sums, correct_sums = by_confidence
+    loss = total_nats / predictions
     return Evaluation(
         loss=loss,
         bits_per_char=loss / math.log(2),
         perplexity=_exp(loss),
-        word_perplexity=_exp(nats / max(1, count_words(tokens, tokenizer))),
-        accuracy=correct / predictions,
-        top5_accuracy=near / predictions,
-        calibration_error=float(np.abs(confidences - corrects).sum()) / predictions,
+        word_perplexity=_exp(total_nats / max(1, count_words(tokens, tokenizer))),
+        accuracy=total_correct / predictions,
+        top5_accuracy=total_near / predictions,
+        calibration_error=float(np.abs(confidence_sums - correct_sums).sum()) / predictions,
         unknown_char_rate=float(np.count_nonzero(tokens == UNKNOWN_ID)) / len(tokens),
         by_position=[
             PositionRow(context, nats / characters, int(characters))
             for context, (characters, nats) in enumerate(by_position.T.tolist(), start=1)
         ],
         by_kind=[
-            KindRow(kind, nats / characters, right / characters, int(characters), characters / predictions)
-            for kind, (characters, nats, right, _) in zip(KINDS, by_kind.T.tolist(), strict=True)
+            KindRow(kind, nats / characters, correct / characters, int(characters), characters / predictions)
+            for kind, (characters, nats, correct, _) in zip(KINDS, by_kind.T.tolist(), strict=True)
             if characters
         ],
         reliability=[
             ReliabilityRow(
                 confidence / characters,
-                right / characters,
+                correct / characters,
                 int(characters),
                 index / CONFIDENCE_BINS,
                 (index + 1) / CONFIDENCE_BINS,
             )
-            for index, (characters, confidence, right) in enumerate(by_confidence.T.tolist())
+            for index, (characters, confidence, correct) in enumerate(by_confidence.T.tolist())
             if characters
         ],
     )

@@ -79,6 +79,8 @@ class LiveRun(NullRun):
         run = next((run for run in interrupted if "model_sha256" not in run.data.tags), None)
         if run:
             self.client.update_run(run.info.run_id, status="RUNNING")
+            if "error" in run.data.tags:
+                self.client.delete_tag(run.info.run_id, "error")
             history = self.client.get_metric_history(run.info.run_id, "val_loss")
             self._logged_steps = {point.step for point in history}
         else:

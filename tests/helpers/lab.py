@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import yaml
-from conftest import ROOT
 
+from conftest import ROOT
 from minilm import MiniGPT
 from minilm.checkpoint import read_info, save
 from minilm.data.provenance import Source

@@ -52,6 +52,9 @@ sys.exit(status)
 @contextmanager
 def preloaded_python(folder: Path, env: dict[str, str]):
     """While the block runs, what it yields is such a `python`, preloaded in the environment `env`."""
+    if sys.platform != "linux":  # elsewhere the libraries may not survive a fork
+        yield Path(sys.executable)
+        return
     python, launcher, address = folder / "python", folder / "launcher.py", folder / "socket"
     launcher.write_text(LAUNCHER.format(address=str(address)))
     # Through a shell, since an interpreter's path in the first line must hold no space.
@@ -101,10 +104,10 @@ def attend(connection: socket.socket) -> list[str]:
         return arguments
 
     def pass_on_signals() -> None:
-        while number := launcher.read(1):
-            os.kill(program, number[0])
         with suppress(ProcessLookupError):
-            os.kill(program, signal.SIGKILL)
+            while number := launcher.read(1):
+                os.kill(program, number[0])
+            os.kill(program, signal.SIGKILL)  # the launcher is gone
 
     for stream in streams:
         os.close(stream)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from minilm import CharTokenizer
-from minilm import baselines as module
 from minilm.errors import InputError
-from minilm.evaluation.ngram import Baselines, NGramModel, baselines, ngram_losses
+from minilm.evaluation import ngram
+from minilm.evaluation.ngram import NGramModel, ngram_losses
 
 TRAIN = "the quick brown fox jumps over the lazy dog. the dog sleeps, and the fox is over it."
 TOKENIZER = CharTokenizer.from_text(TRAIN + "Z")  # Z is in the vocabulary, but not in the text
@@ -55,7 +55,7 @@ def test_probabilities_sum_to_one(context):
     assert sums == pytest.approx(np.ones(5))
 
 
-def test_order_one_is_the_share_in_the_training_text():
+def test_order_one_is_the_share_in_the_training_split():
     probabilities = NGramModel(np.array([1, 1, 1, 2], np.uint8), vocab_size=4, order=1).probabilities(
         np.array([1, 2, 3], np.uint8)
     )
@@ -70,12 +70,11 @@ def test_a_repetitive_text_is_nearly_free():
     assert max(losses[1:]) < 0.005
 
 
-def test_pieces_of_the_test_text_make_no_difference(monkeypatch):
-    train, test = TOKENIZER.encode(TRAIN), TOKENIZER.encode("the lazy fox is over the dog, and it jumps.")
-    whole = ngram_losses(train, test, VOCAB_SIZE, 4)
-    for size in (1, 2, 5, 41, 42):
-        monkeypatch.setattr(module, "_TEST_PIECE", size)
-        assert ngram_losses(train, test, VOCAB_SIZE, 4) == pytest.approx(whole, rel=1e-12)
+def test_a_test_split_of_several_pieces():
+    train, test = TOKENIZER.encode(TRAIN), TOKENIZER.encode(TRAIN * 7000)  # of more than two pieces
+    probabilities = NGramModel(train, VOCAB_SIZE, 4).probabilities(test)[:, 1:]
+    wanted = -np.log(probabilities).mean(1)
+    assert ngram_losses(train, test, VOCAB_SIZE, 4) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_large_vocabulary_does_not_overflow():
@@ -86,15 +85,14 @@ def test_a_large_vocabulary_does_not_overflow():
     assert uniform_share[0] == pytest.approx(uniform_share[1], rel=1e-12)
 
 
-def test_baselines_count_the_beginning_of_a_file_on_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_CHARACTERS", 50)
+def test_counts_the_beginning_of_a_file_on_disk(tmp_path, monkeypatch):
     ids, test = TOKENIZER.encode(TRAIN), TOKENIZER.encode("the brown dog")
     np.save(tmp_path / "train.npy", ids)
-    found = baselines(np.load(tmp_path / "train.npy", mmap_mode="r"), test, VOCAB_SIZE)
-    losses = ngram_losses(ids[:50], test, VOCAB_SIZE, module.ORDER)
-    assert found == Baselines(losses[0], losses[5], order=6, characters=50)
+    wanted = ngram_losses(ids[:50], test, VOCAB_SIZE)
+    monkeypatch.setattr(ngram, "MOST_CHARACTERS", 50)
+    assert ngram_losses(np.load(tmp_path / "train.npy", mmap_mode="r"), test, VOCAB_SIZE) == wanted
 
 
-def test_what_has_no_baseline():
+def test_a_test_split_of_one_character_is_refused():
     with pytest.raises(InputError, match="at least 2 characters"):
         ngram_losses(TOKENIZER.encode(TRAIN), TOKENIZER.encode("t"), VOCAB_SIZE, 2)
