@@ -1,7 +1,7 @@
 """How fast MiniLM trains, beside other implementations on the same machine: `make bench`.
 
 Every figure is the median of several runs, each in a process of its own, the candidates taking turns, so
-that a machine that grows slower or faster meanwhile does so for all. Nothing else should run.
+that a machine whose speed changes meanwhile changes it for all. Nothing else should run.
 """
 
 import argparse
@@ -32,7 +32,7 @@ RESULTS = ROOT / "benchmarks" / "results.md"
 RECIPE = ROOT / "recipes" / "shakespeare-cpu.yaml"
 PLAIN, NANOGPT = "plain PyTorch, eager, fp32", "nanoGPT, eager, fp32"
 STEPS = 150  # of a run that measures speed
-GOAL = 1.88  # nats a character on Tiny Shakespeare's validation split
+GOAL = 1.88  # nats per character on Tiny Shakespeare's validation split
 BUDGET = 120  # seconds
 NANOGPT_RECIPE = (  # as its README gives it
     "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20",
@@ -71,7 +71,7 @@ def conditions() -> str:
 
 
 def speed(arguments: argparse.Namespace) -> str:
-    """Characters a second of the default model in the default way, and of others."""
+    """Characters per second of the default model in the default way, and of others."""
     candidates = {
         PLAIN: ["plain"],
         "MiniLM, defaults": ["minilm"],
@@ -88,7 +88,7 @@ def speed(arguments: argparse.Namespace) -> str:
             found[name].append(measure(*words, "--steps", str(STEPS))["characters_per_second"])
     yardsticks = [name for name in (PLAIN, NANOGPT) if name in found]
     lines = [
-        "## Characters a second",
+        "## Characters per second",
         "",
         "The default architecture (2 layers, 128 wide, 4 heads, block 128, batch 32, vocabulary 65); "
         f"{arguments.rounds} alternating runs of {STEPS} steps, of which the first fifth warms up. Ratios "
@@ -107,7 +107,7 @@ def speed(arguments: argparse.Namespace) -> str:
 
 
 def generation(arguments: argparse.Namespace) -> str:
-    """Characters a second that the default model writes, and how soon the command line's first one comes."""
+    """Characters per second that the default model writes, and the time to the command line's first one."""
     words = ["--nanogpt", str(arguments.nanogpt)] if arguments.nanogpt else []
     rounds = [
         measure("generation", *words) | first_character()
@@ -122,8 +122,8 @@ def generation(arguments: argparse.Namespace) -> str:
     lines = [
         "## Generation",
         "",
-        "Characters a second of untrained default models (vocabulary 65) from a prompt of one character, "
-        f"1,000 a text, temperature 0.8; {arguments.rounds} processes, in each one after the other. Ratios "
+        "Characters per second of untrained default models (vocabulary 65) from a prompt of one character, "
+        f"1,000 per text, temperature 0.8; {arguments.rounds} processes, in each one after the other. Ratios "
         "are the median of those within a process, with the least and the greatest.",
         "",
         "| | median | min | max | times nanoGPT's | times `generate` |",
@@ -157,7 +157,7 @@ def first_character() -> dict[str, float]:
         for name in ("minilm", "params.yaml", "recipes"):
             (folder / name).symlink_to(ROOT / name)
         tokenizer = CharTokenizer.from_text(
-            (ROOT / "minilm/sample_text/train.txt").read_text(encoding="utf-8")
+            (ROOT / "minilm/data/sample_text/train.txt").read_text(encoding="utf-8")
         )
         source = Source("none", "none", None, {"train": 0}, "")
         model = MiniGPT(ModelConfig(tokenizer.vocab_size))
@@ -227,7 +227,7 @@ def shakespeare(arguments: argparse.Namespace) -> str:
         "validation split: ours over all of it at the end, nanoGPT's the best that it reports, from 20 "
         f"random batches. {len(rows[ours])} alternating runs; the long ones once.",
         "",
-        "| | seconds, median | min | max | validation loss, nats | min | max |",
+        "| | seconds, median | min | max | validation loss, nats per character | min | max |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, results in rows.items():
@@ -252,7 +252,7 @@ def measure(*words: str) -> dict[str, float]:
 
 def copy_project(folder: Path, text: Path) -> Path:
     """This project as it is, with the recipe, its data encoded: nanoGPT's split, 90% and 10%."""
-    for name in ("minilm", "stages", "params.yaml"):
+    for name in ("minilm", "stages", "params.yaml", "dvc.yaml"):
         source = ROOT / name
         folder.mkdir(exist_ok=True)
         if source.is_dir():

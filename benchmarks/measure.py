@@ -16,6 +16,7 @@ import torch
 from benchmarks import plain
 from minilm import CharTokenizer, MiniGPT, ModelConfig, generate, generate_samples, stream
 from minilm.data.batches import open_tokens
+from minilm.generation.kv_cache import useful_threads
 from minilm.params import TrainParams
 from minilm.training.loop import train
 
@@ -66,7 +67,7 @@ def peak_memory() -> float:
 
 
 def minilm_rates(tokens: np.ndarray, steps: int, values: dict[str, str]) -> list[float]:
-    """Characters a second in each part of a training with the default model, by the library's own report."""
+    """Characters per second in each part of a training of the default model, by the library's report."""
     params = TrainParams(
         **{"steps": str(steps), "eval_interval": str(steps // PARTS), "eval_batches": "1", **values}
     )
@@ -76,7 +77,7 @@ def minilm_rates(tokens: np.ndarray, steps: int, values: dict[str, str]) -> list
 def loop_rates(
     tokens: np.ndarray, steps: int, step: Callable[[torch.Tensor, torch.Tensor], object]
 ) -> list[float]:
-    """Characters a second in each part of a loop over random batches."""
+    """Characters per second in each part of a loop over random batches."""
     rates = []
     for _ in range(PARTS):
         start = time.perf_counter()
@@ -87,24 +88,27 @@ def loop_rates(
 
 
 def generation_rates(nanogpt: Path | None) -> dict[str, float]:
-    """Characters a second that untrained default models write, one way after the other."""
+    """Characters per second that untrained default models write, one way after the other."""
     tokenizer = CharTokenizer("".join(map(chr, range(32, 31 + VOCABULARY))))
     model = MiniGPT(ModelConfig(VOCABULARY)).eval()
     generate(model, tokenizer, "A", 100)
-    rates = {}
+    threads, rates = torch.get_num_threads(), {}
 
-    def clock(name: str, characters: int, write: Callable[[], object]) -> None:
+    def clock(name: str, texts: int, write: Callable[[], object]) -> None:
+        torch.set_num_threads(threads)
+        if name != "nanogpt":
+            torch.set_num_threads(useful_threads(model, texts))
         start = time.perf_counter()
         write()
-        rates[name] = characters / (time.perf_counter() - start)
+        rates[name] = texts * CHARACTERS / (time.perf_counter() - start)
 
     if nanogpt:
         other = nanogpt_model(nanogpt).eval()
         prompt = torch.ones(1, 1, dtype=torch.long)
-        clock("nanogpt", CHARACTERS, lambda: other.generate(prompt, CHARACTERS, temperature=0.8))
-    clock("one", CHARACTERS, lambda: generate(model, tokenizer, "A", CHARACTERS))
-    clock("stream", CHARACTERS, lambda: list(stream(model, tokenizer, "A", CHARACTERS)))
-    clock("many", 64 * CHARACTERS, lambda: generate_samples(model, tokenizer, "A", 64, CHARACTERS))
+        clock("nanogpt", 1, lambda: other.generate(prompt, CHARACTERS, temperature=0.8))
+    clock("one", 1, lambda: generate(model, tokenizer, "A", CHARACTERS))
+    clock("stream", 1, lambda: list(stream(model, tokenizer, "A", CHARACTERS)))
+    clock("many", 64, lambda: generate_samples(model, tokenizer, "A", 64, CHARACTERS))
     return rates
 
 

@@ -9,7 +9,6 @@ import csv
 import json
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import matplotlib
@@ -41,10 +40,9 @@ NAMES = {
 }
 BLUE, ORANGE = "#1f5fa8", "#d1751c"
 # Characters of a step stay the same when the context changes, and a small text is read many times.
-CHARACTERS_A_STEP = 4096
+CHARACTERS_PER_STEP = 4096
 COLUMNS = (
-    "changed", "value", "parameters", "milliseconds_a_step", "peak_mb", "train_loss", "val_loss",
-    "flop_utilization",
+    "changed", "value", "parameters", "milliseconds_per_step", "peak_mb", "train_loss", "val_loss", "mfu",
 )  # fmt: skip
 
 
@@ -77,11 +75,10 @@ def one(data: Path, key: str, value: int) -> dict[str, float | str]:
     recipe |= {"steps": str(steps), "eval_interval": str(steps // 2), "eval_batches": "30"}
     if key != "characters":
         recipe[key] = str(value)
-    recipe["batch_size"] = str(CHARACTERS_A_STEP // int(recipe["block_size"]))
+    recipe["batch_size"] = str(CHARACTERS_PER_STEP // int(recipe["block_size"]))
     params = load_params(ROOT / "params.yaml", recipe).train
     vocabulary = CharTokenizer.load(data / "tokenizer.json").vocab_size
-    names = [field.name for field in fields(ModelConfig) if field.name != "vocab_size"]
-    model = MiniGPT(ModelConfig(vocabulary, **{name: getattr(params, name) for name in names}))
+    model = MiniGPT(ModelConfig.from_params(vocabulary, params))
     tokens = open_tokens(data / "train.npy")
     last = train(
         model,
@@ -93,11 +90,11 @@ def one(data: Path, key: str, value: int) -> dict[str, float | str]:
         "changed": key,
         "value": value,
         "parameters": model.num_parameters,
-        "milliseconds_a_step": round(1000 * CHARACTERS_A_STEP / last.tokens_per_second, 1),
+        "milliseconds_per_step": round(1000 * CHARACTERS_PER_STEP / last.tokens_per_second, 1),
         "peak_mb": round(peak_memory()),
         "train_loss": round(last.train_loss, 3),
         "val_loss": round(last.val_loss, 3),
-        "flop_utilization": round(last.flop_utilization, 3),
+        "mfu": round(last.mfu, 3),
     }
 
 
@@ -109,7 +106,7 @@ def draw(rows: list[dict[str, float | str]]) -> None:
         chosen = [row for row in rows if row["changed"] == key]
         values = np.array([row["value"] for row in chosen], dtype=float)
         time, memory, loss = panels[:, column]
-        for panel, measure in ((time, "milliseconds_a_step"), (memory, "peak_mb"), (loss, "val_loss")):
+        for panel, measure in ((time, "milliseconds_per_step"), (memory, "peak_mb"), (loss, "val_loss")):
             panel.plot(values, [float(row[measure]) for row in chosen], "o-", color=BLUE, label="validation")
             panel.grid(alpha=0.3)
         loss.plot(values, [float(row["train_loss"]) for row in chosen], "o--", color=ORANGE, label="training")
@@ -120,7 +117,7 @@ def draw(rows: list[dict[str, float | str]]) -> None:
         loss.minorticks_off()
         loss.set_xlabel(NAMES[key])
     for panel, label in zip(
-        panels[:, 0], ("time of a step, ms", "peak memory, MB", "loss, nats a character"), strict=True
+        panels[:, 0], ("time of a step, ms", "peak memory, MB", "loss, nats per character"), strict=True
     ):
         panel.set_ylabel(label)
     panels[2, 0].legend()

@@ -12,7 +12,7 @@ from minilm.files import all_or_nothing
 from minilm.params import FIELDS, load_params
 from minilm.report import html, plots
 from minilm.tracking.run import warn
-from minilm.tracking.sync import sync_workspace
+from minilm.tracking.sync import sync
 from stages import project_root, run
 
 MODEL, REPORTS = Path("models/minilm"), Path("reports")
@@ -55,7 +55,7 @@ def main() -> None:
         (new / "surprisal.html").write_text(page, encoding="utf-8")
     print(f"report: open {REPORTS / 'report.html'}")
     try:
-        sync_workspace(project_root(), Path.cwd())
+        sync(project_root(), Path.cwd())
     except Exception as error:  # MLflow's, SQLAlchemy's, those of requests: a view must not fail the pipeline
         warn(error)
 

@@ -126,6 +126,7 @@ def test_damaged_and_changed_folders(lab):
     config.write_text(text.replace("0.01", "0.03"))
     said = words(lab.text(lab.folder))
     assert "no run of this model; `make sync` adds one" in said
+    assert "no dvc.lock in the workspace, in experiments or in commits names this model" in said
 
 
 def test_other_data_and_another_repository(lab):

@@ -8,10 +8,12 @@ from pathlib import Path
 import mlflow
 import pytest
 from dvc.repo import Repo
-from minilm.best import rank
 
 from conftest import stages_run
 from minilm.files import sha256_of
+from minilm.tracking import store
+from minilm.tracking.lineage import Lineage
+from minilm.tracking.ranking import how_to_restore, rank
 
 
 @pytest.fixture(scope="module")

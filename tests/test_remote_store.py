@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from helpers.servers import Server
 from minilm.tracking.store import StoreUnavailable, open_store
-from minilm.tracking.sync import sync_workspace
+from minilm.tracking import sync as syncing
 
 OUTPUTS = ("models/minilm/model.safetensors", "models/minilm/config.json", "reports/loss.csv")
 RATES = {"tokens_per_second", "mfu"}  # differ between two equal trainings
@@ -324,5 +324,5 @@ def test_sync_may_be_stopped_at_any_request_and_repeated(trained, server, monkey
         with proxy(server, lose=lambda n, last=number, kind=kind: kind if n == last else "") as address:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
             with pytest.raises((StoreUnavailable, MlflowException, OSError)) if number else nullcontext():
-                sync_workspace(trained.folder, trained.folder)
+                syncing.sync(trained.folder, trained.folder)
     assert_complete(server, trained, "none")

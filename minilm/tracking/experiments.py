@@ -1,5 +1,6 @@
 """What git and DVC know of models: those of the workspace, of HEAD or all commits, and of experiments."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -70,8 +71,12 @@ def versions(root: Path, all_commits: bool = True) -> list[Version]:
 
 def model_info(root: Path, version: Version) -> ModelInfo | None:
     """What the version's config.json says, from git and DVC's cache; None if that lacks it."""
+    files, name = open_files(root, version), f"{MODEL}/{CONFIG}"
     try:
-        return parse_info(open_files(root, version).read_bytes(f"{MODEL}/{CONFIG}"), str(version.experiment))
+        content = files.read_bytes(name)
+        # In the workspace the folder may hold another model than the one that dvc.lock names.
+        named = files.info(name)["dvc_info"]["md5"] == hashlib.md5(content).hexdigest()
+        return parse_info(content, str(version.experiment)) if named else None
     except Exception:  # DVC's own are of many classes
         return None
 

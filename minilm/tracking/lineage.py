@@ -49,6 +49,7 @@ class Lineage:
 
     def __init__(self, root: Path, name: str):
         self.root, self.no_store = root, ""
+        self.store = store.without_password(store.store_uri(root))
         self.info = read_info(name) if "/" in name or Path(name).is_dir() else None
         self.runs = self._find_runs(name)
         for all_commits in (False, True):  # each commit takes a tenth of a second
@@ -62,7 +63,9 @@ class Lineage:
             if not self.info and not self.runs:
                 self.info = next((infos[v.digest] for v in candidates if v.experiment == name), None)
                 self.runs = self._find_runs(name)
-            same = {digest for digest, info in infos.items() if info and self._digests() == _digests(info)}
+            same = {
+                digest for digest, info in infos.items() if info and self._digests() == store.model_tags(info)
+            }
             self.versions = [version for version in found if version.digest in same]
             if self.versions:
                 self.info = self.info or infos[self.versions[0].digest]
@@ -70,7 +73,7 @@ class Lineage:
         if not self.info and not self.runs:
             raise InputError(
                 f"{name}: no such model; tried as a folder, as a DVC experiment, and as a run id or SHA-256 "
-                f"of weights in the MLflow store ({self.no_store or self._store()})"
+                f"of weights in the MLflow store ({self.no_store or self.store})"
             )
 
     def _find_runs(self, name: str) -> list[Run]:
@@ -91,14 +94,9 @@ class Lineage:
             raise InputError(f"{name}: there are several such models: {', '.join(models)}")
         return found
 
-    def _digests(self) -> tuple[str | None, str | None]:
-        if self.info:
-            return _digests(self.info)
-        tags = self.runs[0].data.tags if self.runs else {}
-        return tags.get("model_sha256"), tags.get("model_folder_sha256")
-
-    def _store(self) -> str:
-        return store.without_password(store.store_uri(self.root))
+    def _digests(self) -> dict[str, str]:
+        tags = store.model_tags(self.info) if self.info else self.runs[0].data.tags if self.runs else {}
+        return {key: value for key, value in tags.items() if key in ("model_sha256", "model_folder_sha256")}
 
     def text(self, all_params: bool = False) -> str:
         """The page for a terminal; `all_params` prints those at their defaults too."""
@@ -124,7 +122,7 @@ class Lineage:
         return "\n".join(text[:-1])
 
     def _model(self) -> Lines:
-        yield "sha256", self._digests()[0] or "none: the training did not end"
+        yield "sha256", self._digests().get("model_sha256", "none: the training did not end")
         params = self.runs[0].data.params if self.runs else self.versions[0].metrics if self.versions else {}
         if "num_parameters" in params:
             yield "size", f"{int(params['num_parameters']):,} parameters"
@@ -207,7 +205,7 @@ class Lineage:
             yield "run", f"{run.info.run_id}, {run.info.run_name}, {run.info.status}"
             if "error" in run.data.tags:
                 yield "error", run.data.tags["error"]
-        yield "store", self._store()
+        yield "store", self.store
         if not self.runs:
             yield "!", self.no_store or "no run of this model; `make sync` adds one"
 
@@ -225,10 +223,6 @@ def restore_command(version: Version) -> str:
         return f"dvc exp apply {version.experiment}"
     checkout = "" if version.rev == "workspace" else f"git checkout {version.rev[:10]} && "
     return f"{checkout}dvc checkout"
-
-
-def _digests(info: ModelInfo) -> tuple[str, str]:
-    return info.model_sha256, info.folder_sha256
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from filelock import FileLock
 from minilm.errors import InputError, UserError
 from minilm.params import FIELDS, SampleParams, experiment_command, load_params, parse_values, text_of
 from minilm.tracking import store
-from minilm.tracking.experiments import versions
+from minilm.tracking.lineage import Lineage, restore_command
 
 import mlflow  # isort: skip - store sets it up
 from mlflow import MlflowClient
@@ -34,15 +34,10 @@ _NO_EFFECT = {*SampleParams.model_fields, "launcher", "checkpoint_interval", "ev
 
 def main() -> None:
     """Read the command line, print the ranking, and move the champion if asked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m minilm.tracking.ranking",
-        description=f"Rank the models of the MLflow store by {METRIC}.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m minilm.tracking.ranking", description=__doc__)
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many to print (default 10)")
     parser.add_argument("--data", default="", metavar="SHA", help="beginning of the dataset's SHA-256")
-    parser.add_argument(
-        "--champion", action="store_true", help="register the best as the champion, on the champion's dataset"
-    )
+    parser.add_argument("--champion", action="store_true", help="register the best on the champion's dataset")
     arguments = parser.parse_args()
     root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
     try:
@@ -50,23 +45,19 @@ def main() -> None:
         champion = _champion(client) if arguments.champion else None
         data = arguments.data or (champion.data.tags["data_sha256"] if champion else "")
         runs = rank(client, experiment, data)
-        print(table(runs, arguments.top))
+        print(table(runs, arguments.top), end="\n\n")
+        best = runs[0]
         print(
-            move_champion(client, root, runs[0], champion)
-            if arguments.champion
-            else how_to_restore(root, runs[0])
+            move_champion(client, root, best, champion) if arguments.champion else how_to_restore(root, best)
         )
     except (UserError, OSError, MlflowException) as error:
         sys.exit(f"error: {store.first_line(error)}")
 
 
 def rank(client: MlflowClient, experiment: str, data: str = "") -> list[Run]:
-    """The finished runs of one dataset that have the metric, the best first, each model once.
+    """The finished runs that have the metric on the dataset whose SHA-256 begins with `data`, the best first.
 
-    Args:
-        client: of the store.
-        experiment: its id.
-        data: beginning of the dataset's SHA-256; empty for that of the newest run.
+    Each model has one; empty `data` is that of the newest run.
 
     Raises:
         InputError: there is nothing to rank, or `data` is ambiguous.
@@ -80,12 +71,9 @@ def rank(client: MlflowClient, experiment: str, data: str = "") -> list[Run]:
             f"nothing to rank: {len(finished)} finished runs, of which {len(tested)} have {METRIC}"
             + (f", on the datasets {', '.join(name[:12] for name in datasets)}" if datasets else "")
         )
-    runs = {
-        run.data.tags.get("model_sha256"): run
-        for run in tested
-        if run.data.tags.get("data_sha256") == chosen[0]
-    }
-    return sorted(runs.values(), key=lambda run: run.data.metrics[METRIC])
+    same_data = [run for run in tested if run.data.tags.get("data_sha256") == chosen[0]]
+    models = {run.data.tags.get("model_sha256"): run for run in same_data}
+    return sorted(models.values(), key=lambda run: run.data.metrics[METRIC])
 
 
 def table(runs: list[Run], top: int) -> str:
@@ -112,15 +100,14 @@ def table(runs: list[Run], top: int) -> str:
 
 def how_to_restore(root: Path, run: Run) -> str:
     """The best run, and the command that restores its model or, if its files are gone, trains it again."""
-    said = f"\nThe best is {_name(run)}, {run.data.metrics[METRIC]:.4f} bits/char, run {run.info.run_id}."
-    names = {version.experiment for version in versions(root)}
-    if name := next((name for name in store.experiments_of(run) if name in names), None):
-        return f"{said}\nTo restore it:\n  dvc exp apply {name}"
+    said = f"The best is {_name(run)}, {run.data.metrics[METRIC]:.4f} bits/char, run {run.info.run_id}."
+    if found := Lineage(root, run.info.run_id).versions:
+        return f"{said}\nTo restore it:\n  {restore_command(found[0])}"
     now = {key: value for part in load_params(root / "params.yaml") for key, value in part}
     params = {key: value for key, value in parse_values(store.run_params(run)).items() if key in now}
     commit = run.data.tags.get("git_commit", "an unknown commit")[:12]
     return (
-        f"{said}\nNo experiment here has its files. To train it again, on its data and with "
+        f"{said}\nNo experiment and no commit here has its files. To train it again, on its data and with "
         f"the code of {commit}:\n  {experiment_command(params, now)}"
     )
 
@@ -130,28 +117,23 @@ def move_champion(client: MlflowClient, root: Path, best: Run, champion: Run | N
     reached = f"{_name(best)}, {best.data.metrics[METRIC]:.4f} bits per character, run {best.info.run_id}"
     same_data = champion and champion.data.tags["data_sha256"] == best.data.tags["data_sha256"]
     if champion and same_data and best.data.metrics[METRIC] >= champion.data.metrics[METRIC]:
-        return f"\nchampion: {_name(champion)} stays, {champion.data.metrics[METRIC]:.4f} bits per character"
+        return f"champion: {_name(champion)} stays, {champion.data.metrics[METRIC]:.4f} bits per character"
     models = best.outputs.model_outputs if best.outputs else []
     if not models:
         raise InputError(f"the best run, {best.info.run_id}, has no model yet; `make sync` adds it")
-    mlflow.set_tracking_uri(
-        store.store_uri(root)
-    )  # MLflow looks up `models:/...` there, whatever the client's
+    mlflow.set_tracking_uri(client.tracking_uri)  # where MLflow looks up `models:/...`
     model_id = models[0].model_id
     tags = {key: best.data.tags[key] for key in ("data_sha256", "model_sha256")}
     with FileLock(root / "mlflow.db.champion.lock"):
         if not client.search_registered_models(f"name = '{NAME}'"):
             client.create_registered_model(NAME)
         known = client.search_model_versions(f"name = '{NAME}' and run_id = '{best.info.run_id}'")
-        version = (
-            known[0]
-            if known
-            else client.create_model_version(
-                NAME, f"models:/{model_id}", best.info.run_id, tags, model_id=model_id
-            )
+        source = f"models:/{model_id}"
+        version = next(iter(known), None) or client.create_model_version(
+            NAME, source, best.info.run_id, tags, model_id=model_id
         )
         client.set_registered_model_alias(NAME, ALIAS, version.version)
-    return f"\nchampion: models:/{NAME}@{ALIAS} is now version {version.version}: {reached}"
+    return f"champion: models:/{NAME}@{ALIAS} is now version {version.version}: {reached}"
 
 
 def _champion(client: MlflowClient) -> Run | None:

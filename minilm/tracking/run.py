@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from minilm.tracking import store
 from minilm.training.fingerprint import training_lock
 
 from mlflow import MlflowClient  # isort: skip - store sets up MLflow
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 
 END_TIMEOUT = 1.0  # seconds to wait at the end until all that was sent has arrived
 
@@ -32,7 +33,7 @@ class NullRun:
     """Takes the place of a run where nothing is to be logged: in every process but the first."""
 
     def log_report(self, report: Any) -> None:
-        """Add a `minilm.training.loop.Report` to the curves."""
+        """Add a `minilm.training.reports.Report` to the curves."""
 
     def log_model(self, model: ModelInfo) -> None:
         """Say which model the training gave."""
@@ -41,43 +42,39 @@ class NullRun:
         """Set the run's final status: FINISHED, KILLED or FAILED."""
 
 
+def turned_off_by_a_failure(method: Callable[..., Any]) -> Callable[..., None]:
+    """Let the first failure of a LiveRun's method, with a warning, turn the run off."""
+
+    @wraps(method)
+    def guarded(run: "LiveRun", *arguments: Any) -> None:
+        try:
+            if run.on:
+                method(run, *arguments)
+        except Exception as error:  # MLflow's, SQLAlchemy's, those of requests
+            if run.on:
+                run.on = False
+                warn(error)
+
+    return guarded
+
+
 class LiveRun(NullRun):
-    """A run of the MLflow store; the first failure turns it off, with a warning.
+    """A run of the MLflow store; the arguments are those of `live_run`."""
 
-    Args:
-        root: the project's main folder, $DVC_ROOT, which holds the local store.
-        training: the fingerprint of the training; if its run was interrupted, it goes on in that run.
-        data: the dataset.
-        params: those of the stages up to train, and the environment.
-    """
+    def __init__(self, *arguments: Any):
+        self.on = True
+        self._sent: list[threading.Thread] = []
+        self._start(*arguments)
 
-    def __init__(self, root: Path, training: str, data: Source, params: Mapping[str, Any]):
-        self._off, self._waiting = False, list[threading.Thread]()
-        self._try(self._start, root, training, data, params)
-
-    def log_report(self, report: Any) -> None:
-        """Send it asynchronously; a step that the run has already is left as it is."""
-        if report.step not in self._logged_steps:
-            self._try(self._send, report)
-
-    def log_model(self, model: ModelInfo) -> None:
-        """Tag the run with the model's digests; delete it if an earlier run is of the same model."""
-        self._try(self._identify, model)
-
-    def end(self, status: str, error: str = "") -> None:
-        """Wait until all has arrived, for END_TIMEOUT at most, and set the final status."""
-        self._try(self._end, status, error)
-
+    @turned_off_by_a_failure
     def _start(self, root: Path, training: str, data: Source, params: Mapping[str, Any]) -> None:
         # Unless a server answers quickly, go on without it.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-        self._logged_steps: set[int] = set()
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # failures are reported here, once
         self.client, self.experiment = store.open_store(root)
         end_dead_runs(self.client, self.experiment, root)
-        interrupted = store.search_runs(self.client, self.experiment, f"tags.training = '{training}'")
-        run = next((run for run in interrupted if "model_sha256" not in run.data.tags), None)
-        if run:
+        self._logged_steps: set[int] = set()
+        if run := interrupted_run(self.client, self.experiment, root, training):
             self.client.update_run(run.info.run_id, status="RUNNING")
             if "error" in run.data.tags:
                 self.client.delete_tag(run.info.run_id, "error")
@@ -92,27 +89,37 @@ class LiveRun(NullRun):
         self.run_id = run.info.run_id
         store.log_params(self.client, self.run_id, params)
 
-    def _send(self, report: Any) -> None:
-        now = int(time.time() * 1000)
-        values = {key: value for key, value in report._asdict().items() if key != "step"}
-        points = [Metric(key, value, now, report.step) for key, value in values.items()]
-        sent: Any = self.client.log_batch(self.run_id, points, synchronous=False)
-        # Only who waits learns of a failure.
-        thread = threading.Thread(target=self._try, args=(sent.wait,), daemon=True)
-        thread.start()
-        self._waiting.append(thread)
+    @turned_off_by_a_failure
+    def log_report(self, report: Any) -> None:
+        """Send it asynchronously; a step that the run has already is left as it is."""
+        if report.step not in self._logged_steps:
+            now, values = int(time.time() * 1000), report._asdict()
+            points = [Metric(key, values[key], now, report.step) for key in values if key != "step"]
+            operation = self.client.log_batch(self.run_id, points, synchronous=False)
+            # Only who waits learns of a failure.
+            thread = threading.Thread(target=self._wait_for, args=(operation,), daemon=True)
+            thread.start()
+            self._sent.append(thread)
 
-    def _identify(self, model: ModelInfo) -> None:
+    @turned_off_by_a_failure
+    def _wait_for(self, operation: Any) -> None:
+        operation.wait()
+
+    @turned_off_by_a_failure
+    def log_model(self, model: ModelInfo) -> None:
+        """Tag the run with the model's digests; delete it if an earlier run is of the same model."""
         earlier = store.find_run(self.client, self.experiment, model)
         if earlier and earlier.info.run_id != self.run_id:
             self._await_sent()
             self.client.delete_run(self.run_id)
             store.note_experiment(self.client, earlier, os.environ.get("DVC_EXP_NAME"))
-            self._off = True
+            self.on = False
         else:
             store.set_tags(self.client, self.run_id, store.model_tags(model))
 
-    def _end(self, status: str, error: str) -> None:
+    @turned_off_by_a_failure
+    def end(self, status: str, error: str = "") -> None:
+        """Wait until all has arrived, for END_TIMEOUT at most, and set the final status."""
         self._await_sent()
         if error:
             store.set_tags(self.client, self.run_id, {"error": error})
@@ -120,25 +127,22 @@ class LiveRun(NullRun):
 
     def _await_sent(self) -> None:
         end = time.monotonic() + END_TIMEOUT
-        for thread in self._waiting:
+        for thread in self._sent:
             thread.join(max(0, end - time.monotonic()))
-        if any(thread.is_alive() for thread in self._waiting):
+        if any(thread.is_alive() for thread in self._sent):
             raise TimeoutError(f"no answer within {END_TIMEOUT:g} s")
-
-    def _try(self, action: Callable[..., Any], *arguments: Any) -> None:
-        if self._off:
-            return
-        try:
-            action(*arguments)
-        except Exception as error:  # MLflow's, SQLAlchemy's, those of requests
-            if not self._off:
-                self._off = True
-                warn(error)
 
 
 @contextmanager
 def live_run(root: Path, training: str, data: Source, params: Mapping[str, Any]) -> Iterator[NullRun]:
-    """The run of a training, which ends with the block; the arguments are LiveRun's."""
+    """The run of a training, which ends with the block.
+
+    Args:
+        root: the project's main folder, $DVC_ROOT, which holds the local store.
+        training: its fingerprint; the run of the same training that was interrupted goes on.
+        data: the dataset.
+        params: those of the stages up to train, and the environment.
+    """
     run = LiveRun(root, training, data, params)
     try:
         yield run
@@ -152,15 +156,19 @@ def live_run(root: Path, training: str, data: Source, params: Mapping[str, Any])
         run.end("FINISHED")
 
 
+def interrupted_run(client: MlflowClient, experiment: str, root: Path, training: str) -> Run | None:
+    """The run of a training in this workspace that has no model yet."""
+    runs = store.search_runs(client, experiment, f"tags.training = '{training}'")
+    own = [run for run in runs if run.data.tags.get("workspace") == workspace(root)]
+    return next((run for run in own if "model_sha256" not in run.data.tags), None)
+
+
 def end_dead_runs(client: MlflowClient, experiment: str, root: Path) -> None:
     """Set the runs of this workspace to KILLED that are RUNNING, but whose process is gone."""
     for run in store.search_runs(client, experiment, "attributes.status = 'RUNNING'"):
         if run.data.tags.get("workspace") == workspace(root):
-            try:
-                with training_lock(root, run.data.tags["training"]).acquire(blocking=False):
-                    client.set_terminated(run.info.run_id, "KILLED")
-            except Timeout:
-                pass  # it is alive
+            with suppress(Timeout), training_lock(root, run.data.tags["training"]).acquire(blocking=False):
+                client.set_terminated(run.info.run_id, "KILLED")
 
 
 def workspace(root: Path) -> str:
@@ -170,7 +178,5 @@ def workspace(root: Path) -> str:
 
 def warn(error: Exception) -> None:
     """Say that the store lacks something from here on, and how to add it."""
-    print(
-        f"WARNING: MLflow: {store.first_line(error)}; nothing more is logged now, `make sync` adds it later",
-        file=sys.stderr,
-    )
+    reason = store.first_line(error)
+    print(f"WARNING: MLflow: {reason}; nothing more is logged, `make sync` adds it later", file=sys.stderr)

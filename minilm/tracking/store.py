@@ -1,12 +1,11 @@
 """The MLflow store: where it is, and how a run of a trained model is found or described in it."""
 
-import getpass
 import json
 import os
 import re
 import subprocess
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,40 +52,31 @@ def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
         StoreUnavailable: a server does not answer, or the store is missing and not to be made.
         MlflowException: the server refuses.
     """
-    uri = store_uri(root)
-    is_local = uri.startswith("sqlite:///")
-    missing = StoreUnavailable(f"there is no MLflow store at {without_password(uri)}; `dvc repro` makes one")
-    if is_local and not create and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise missing
+    uri, local = store_uri(root), f"sqlite:///{root / 'mlflow.db'}"
     if uri.startswith("http"):
         try:
             requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT)
         except requests.RequestException as error:
-            raise StoreUnavailable(
-                f"{without_password(uri)} does not answer ({type(error).__name__})"
-            ) from None
+            reason = type(error).__name__
+            raise StoreUnavailable(f"{without_password(uri)} does not answer ({reason})") from None
+    missing = StoreUnavailable(f"there is no MLflow store at {without_password(uri)}; `dvc repro` makes one")
+    if uri.startswith("sqlite:///") and not create and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise missing
     # Two processes that make mlflow.db at once destroy it.
-    with FileLock(root / "mlflow.db.lock") if is_local else nullcontext():
+    with FileLock(root / "mlflow.db.lock") if uri == local else nullcontext():
         client = MlflowClient(uri)
         if experiment := client.get_experiment_by_name(EXPERIMENT):
             return client, experiment.experiment_id
         if not create:
             raise missing
         # In a queued experiment the working folder is temporary; the artifacts must outlive it.
-        is_default = uri == f"sqlite:///{root / 'mlflow.db'}"
-        artifacts = (root / "mlruns").as_uri() if is_default else None
+        artifacts = (root / "mlruns").as_uri() if uri == local else None
         return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
 
 
 def search_runs(client: MlflowClient, experiment: str, condition: str = "") -> list[Run]:
-    """All runs of the experiment that meet MLflow's condition, newest first."""
-    found: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment], condition, page_token=token)
-        found += page
-        if not (token := page.token):
-            return found
+    """The runs of the experiment that meet MLflow's condition, newest first."""
+    return list(client.search_runs([experiment], condition, max_results=50_000))  # the most that it allows
 
 
 def find_run(client: MlflowClient, experiment: str, model: ModelInfo) -> Run | None:
@@ -118,8 +108,6 @@ def origin_tags() -> dict[str, str]:
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "PROJECT",
     }
-    with suppress(OSError, KeyError):  # a container may have no name for its user
-        tags["mlflow.user"] = getpass.getuser()
     return {key: value for key, value in tags.items() if value}
 
 
@@ -188,12 +176,9 @@ def run_params(run: Run) -> dict[str, str]:
 
 
 def git(*arguments: str) -> str | None:
-    """What git prints in the current folder, or None if it fails or is missing."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    """What git prints in the current folder, or None if it fails."""
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    return None if done.returncode else done.stdout.strip()
 
 
 def without_password(text: str) -> str:

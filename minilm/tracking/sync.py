@@ -21,7 +21,7 @@ from minilm.files import sha256_of
 from minilm.params import load_params
 from minilm.tracking import store
 from minilm.tracking.experiments import MODEL, model_info, open_files, versions
-from minilm.tracking.run import end_dead_runs
+from minilm.tracking.run import end_dead_runs, interrupted_run
 from minilm.training.fingerprint import fingerprint
 
 from minilm.deploy.pyfunc import log_model  # isort: skip - store sets up MLflow
@@ -46,15 +46,11 @@ def main() -> None:
 def sync_all(root: Path) -> Iterator[tuple[str, str]]:
     """Sync the workspace's model, and those of the experiments whose runs are missing or incomplete.
 
-    Yields their names and run ids.
-
-    Raises:
-        StoreUnavailable: the store does not answer.
-        MlflowException: the store refuses.
+    Yields their names and run ids; raises as `sync` does.
     """
     client, experiment = store.open_store(root)
     if (root / MODEL).is_dir():
-        yield MODEL, sync_workspace(root, root)
+        yield MODEL, sync(root, root)
     for version in versions(root):
         if not version.experiment or not (model := model_info(root, version)):
             continue
@@ -67,37 +63,29 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
             for name in (MODEL, REPORTS, "params.yaml"):
                 open_files(root, version).get(name, f"{folder}/{name}", recursive=True)
             tags = {"dvc_experiment": version.experiment, "git_commit": version.baseline}
-            yield version.experiment, _sync(client, experiment, Path(folder), tags)
+            yield version.experiment, sync(root, Path(folder), tags)
 
 
-def sync_workspace(root: Path, project: Path) -> str:
-    """Sync the model of a project's folder, which is `root` or an experiment's.
+def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> str:
+    """Make the run of a project's model complete; returns the run's id.
 
     Args:
         root: the project's main folder, which holds the local store.
-        project: the folder with models/minilm, reports and params.yaml.
-
-    Returns:
-        The run's id.
+        project: the folder with models/minilm, reports and params.yaml: `root`, or an experiment's.
+        tags: the run's origin; None is what git and DVC say here and now.
 
     Raises:
         StoreUnavailable: the store does not answer.
         MlflowException: the store refuses.
     """
     client, experiment = store.open_store(root)
-    end_dead_runs(client, experiment, root)
     info = read_info(project / MODEL)
-    training = fingerprint(project, info.params, info.environment)
-    return _sync(client, experiment, project, store.origin_tags(), training)
-
-
-def _sync(
-    client: MlflowClient, experiment: str, project: Path, tags: Mapping[str, str], training: str = ""
-) -> str:
-    """Make the run of the project's model complete; `training` finds one that was not told its model."""
-    info = read_info(project / MODEL)
+    run = store.find_run(client, experiment, info)
+    if tags is None:
+        end_dead_runs(client, experiment, root)
+        tags, training = store.origin_tags(), fingerprint(project, info.params, info.environment)
+        run = run or interrupted_run(client, experiment, root, training)
     tags = {**tags, **store.data_tags(info.data), **store.model_tags(info)}
-    run = store.find_run(client, experiment, info) or _without_model(client, experiment, training)
     if run is None:
         name = tags.get("dvc_experiment") or f"sync {tags.get('git_commit', '')[:7]}".strip()
         run = client.create_run(experiment, tags={**tags, "restored": "true"}, run_name=name)
@@ -112,12 +100,6 @@ def _sync(
     if run.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
     return run_id
-
-
-def _without_model(client: MlflowClient, experiment: str, training: str) -> Run | None:
-    """The run of a training that has not got its model yet."""
-    found = store.search_runs(client, experiment, f"tags.training = '{training}'") if training else []
-    return next((run for run in found if "model_sha256" not in run.data.tags), None)
 
 
 def _log_curves(client: MlflowClient, run_id: str, reports: Path) -> None:
