@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import (
@@ -37,9 +37,21 @@ def _no_fraction(value: Any) -> Any:
 
 
 Int = Annotated[int, BeforeValidator(_no_fraction)]
+Size = Annotated[Int, Field(ge=1, le=65536)]
+Count = Annotated[Int, Field(ge=1, le=10**9)]
+Seed = Annotated[Int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+Schedule = Literal["constant", "linear", "cosine"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-DEVICE: Any = Field("auto", description="device of the tensors; auto takes cuda, then mps, then cpu")
+
+
+def _key(default: Any, description: str, **bounds: float) -> Any:
+    return Field(default, description=description, **bounds)  # type: ignore[arg-type]
+
+
+DEVICE = _key("auto", "device of the tensors; auto takes cuda, then mps, then cpu")
 
 
 class StageParams(BaseModel):
@@ -57,115 +69,86 @@ class StageParams(BaseModel):
 class DownloadParams(StageParams):
     """Where the text comes from."""
 
-    dataset: Text = Field(
-        "wikitext-2",
-        description="wikitext-2, wikitext-103, hub:owner/name[:config], a text file or a folder of .txt",
+    dataset: Text = _key(
+        "wikitext-2", "wikitext-2, wikitext-103, hub:owner/name[:config], a text file or a folder of .txt"
     )
-    allow_fallback: bool = Field(
-        True, description="train on the bundled sample text, with a warning, when the Hub cannot be reached"
+    allow_fallback: bool = _key(
+        True, "train on the bundled sample text, with a warning, when the Hub cannot be reached"
     )
-    holdout_fraction: float = Field(
-        0.1,
-        gt=0,
-        le=0.4,
-        description="share of the text that each missing split (validation, test) takes from its end",
+    holdout_fraction: float = _key(
+        0.1, "share of the text that each missing split (validation, test) takes from its end", gt=0, le=0.4
     )
 
 
 class EncodeParams(StageParams):
     """How characters become numbers."""
 
-    min_char_count: Int = Field(
-        1, ge=1, le=10**9, description="rarer characters of the training split become the unknown character"
-    )
+    min_char_count: Count = _key(1, "rarer characters of the training split become the unknown character")
 
 
 class TrainParams(StageParams):
     """The model and the recipe that trains it."""
 
-    block_size: Int = Field(
-        ModelConfig.block_size, ge=1, le=65536, description="characters that the model sees at once"
+    block_size: Size = _key(ModelConfig.block_size, "characters that the model sees at once")
+    embed_dim: Int = _key(ModelConfig.embed_dim, "width of the residual stream", ge=1, le=16384)
+    num_heads: Int = _key(
+        ModelConfig.num_heads, "attention heads per block; must divide embed_dim", ge=1, le=256
     )
-    embed_dim: Int = Field(ModelConfig.embed_dim, ge=1, le=16384, description="width of the residual stream")
-    num_heads: Int = Field(
-        ModelConfig.num_heads, ge=1, le=256, description="attention heads per block; must divide embed_dim"
+    num_layers: Int = _key(ModelConfig.num_layers, "transformer blocks", ge=1, le=256)
+    mlp_ratio: Int = _key(
+        ModelConfig.mlp_ratio, "width of the MLP's hidden layer, in embed_dims", ge=1, le=64
     )
-    num_layers: Int = Field(ModelConfig.num_layers, ge=1, le=256, description="transformer blocks")
-    mlp_ratio: Int = Field(
-        ModelConfig.mlp_ratio, ge=1, le=64, description="width of the MLP's hidden layer, in embed_dims"
+    position: Position = _key(ModelConfig.position, "how positions are encoded")
+    activation: Activation = _key(
+        ModelConfig.activation, "non-linearity of the MLP; relu2 is the square of relu"
     )
-    position: Position = Field(ModelConfig.position, description="how positions are encoded")
-    activation: Activation = Field(
-        ModelConfig.activation, description="non-linearity of the MLP; relu2 is the square of relu"
+    normalization: Normalization = _key(
+        ModelConfig.normalization, "normalization of the residual stream before each part"
     )
-    normalization: Normalization = Field(
-        ModelConfig.normalization,
-        description="normalization of the residual stream before each part",
+    qk_norm: bool = _key(ModelConfig.qk_norm, "normalize each head's queries and keys too")
+    tied_embeddings: bool = _key(
+        ModelConfig.tied_embeddings, "use the token embedding as the output layer too"
     )
-    qk_norm: bool = Field(ModelConfig.qk_norm, description="normalize each head's queries and keys too")
-    tied_embeddings: bool = Field(
-        ModelConfig.tied_embeddings, description="use the token embedding as the output layer too"
+    biases: bool = _key(ModelConfig.biases, "a bias in each linear layer and LayerNorm")
+    attention_dropout: Decay = _key(ModelConfig.attention_dropout, "dropout on the attention weights")
+    mlp_dropout: Decay = _key(ModelConfig.mlp_dropout, "dropout on the MLP's output")
+    logit_softcap: float = _key(
+        ModelConfig.logit_softcap, "keeps logits below this size, smoothly; 0 means no limit", ge=0, le=10**6
     )
-    biases: bool = Field(ModelConfig.biases, description="a bias in each linear layer and LayerNorm")
-    attention_dropout: float = Field(
-        ModelConfig.attention_dropout, ge=0, lt=1, description="dropout on the attention weights"
+    zero_init_projections: bool = _key(
+        ModelConfig.zero_init_projections, "start the layers that write into the residual stream at zero"
     )
-    mlp_dropout: float = Field(ModelConfig.mlp_dropout, ge=0, lt=1, description="dropout on the MLP's output")
-    logit_softcap: float = Field(
-        ModelConfig.logit_softcap,
-        ge=0,
-        le=10**6,
-        description="keeps logits below this size, smoothly; 0 means no limit",
+    batch_size: Size = _key(32, "windows of block_size characters per step, on all devices together")
+    grad_accumulation: Size = _key(1, "micro-batches per step, to save memory")
+    optimizer: Literal["adamw", "muon"] = _key(
+        "adamw", "muon orthogonalizes the updates of the blocks' matrices; the rest keeps AdamW"
     )
-    zero_init_projections: bool = Field(
-        ModelConfig.zero_init_projections,
-        description="start the layers that write into the residual stream at zero",
+    learning_rate: float = _key(0.0003, "the optimizer's step size at its highest", gt=0, le=10)
+    learning_rate_schedule: Schedule = _key("constant", "how the learning rate falls after the warmup")
+    min_learning_rate_ratio: Share = _key(0.1, "share of learning_rate that linear and cosine end with")
+    warmup_steps: Int = _key(0, "steps in which the learning rate first rises from zero", ge=0, le=10**9)
+    adam_beta1: Decay = _key(0.9, "AdamW's first-moment decay rate")
+    adam_beta2: Decay = _key(0.95, "AdamW's second-moment decay rate")
+    weight_decay: float = _key(0.1, "weight decay of matrices and embeddings", ge=0, le=10)
+    grad_clip: float = _key(1.0, "largest gradient norm; 0 means no limit", ge=0, le=10**6)
+    steps: Count = _key(200, "optimizer steps")
+    eval_interval: Count = _key(50, "steps between two reports of the losses")
+    eval_batches: Int = _key(
+        8, "validation batches in a report's loss; 0 takes the whole split", ge=0, le=10**6
     )
-    batch_size: Int = Field(
-        32, ge=1, le=65536, description="windows of block_size characters per step, on all devices together"
+    keep: Literal["last", "best"] = _key(
+        "last", "weights that become the model: the last, or those with the lowest validation loss"
     )
-    grad_accumulation: Int = Field(1, ge=1, le=65536, description="micro-batches per step, to save memory")
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon orthogonalizes the updates of the blocks' matrices; the rest keeps AdamW"
+    precision: Literal["auto", "fp32", "bf16"] = _key(
+        "auto", "of the matrix products; auto takes bf16 where the hardware supports it"
     )
-    learning_rate: float = Field(0.0003, gt=0, le=10, description="the optimizer's step size at its highest")
-    learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="how the learning rate falls after the warmup"
+    compile: bool = _key(False, "compile the model first; pays off in long training")
+    checkpoint_interval: float = _key(
+        60.0, "seconds between two checkpoints, to resume from after an interruption", gt=0, le=10**6
     )
-    min_learning_rate_ratio: float = Field(
-        0.1, ge=0, le=1, description="share of learning_rate that linear and cosine end with"
-    )
-    warmup_steps: Int = Field(
-        0, ge=0, le=10**9, description="steps in which the learning rate first rises from zero"
-    )
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay rate")
-    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second-moment decay rate")
-    weight_decay: float = Field(0.1, ge=0, le=10, description="weight decay of matrices and embeddings")
-    grad_clip: float = Field(1.0, ge=0, le=10**6, description="largest gradient norm; 0 means no limit")
-    steps: Int = Field(200, ge=1, le=10**9, description="optimizer steps")
-    eval_interval: Int = Field(50, ge=1, le=10**9, description="steps between two reports of the losses")
-    eval_batches: Int = Field(
-        8, ge=0, le=10**6, description="validation batches in a report's loss; 0 takes the whole split"
-    )
-    keep: Literal["last", "best"] = Field(
-        "last",
-        description="weights that become the model: the last, or those with the lowest validation loss",
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of the matrix products; auto takes bf16 where the hardware supports it"
-    )
-    compile: bool = Field(False, description="compile the model first; pays off in long training")
-    checkpoint_interval: float = Field(
-        60.0,
-        gt=0,
-        le=10**6,
-        description="seconds between two checkpoints, to resume from after an interruption",
-    )
-    sharding: Literal["none", "fsdp"] = Field(
-        "none", description="fsdp shards the model among the launcher's processes"
-    )
-    seed: Int = Field(1337, ge=0, lt=2**32, description="seed of weights, batches and dropout")
-    launcher: Text = Field("python", description="what starts the train stage")
+    sharding: Literal["none", "fsdp"] = _key("none", "fsdp shards the model among the launcher's processes")
+    seed: Seed = _key(1337, "seed of weights, batches and dropout")
+    launcher: Text = _key("python", "what starts the train stage")
     device: Device = DEVICE
 
     def require_length(self, characters: int) -> None:
@@ -180,9 +163,8 @@ class TrainParams(StageParams):
 class EvaluateParams(StageParams):
     """How the test split is scored."""
 
-    eval_context: Literal["auto"] | Annotated[Int, Field(ge=0, le=65535)] = Field(
-        "auto",
-        description="least context of each scored character; auto is half of block_size",
+    eval_context: Literal["auto"] | Annotated[Int, Field(ge=0, le=65535)] = _key(
+        "auto", "least context of each scored character; auto is half of block_size"
     )
     device: Device = DEVICE
 
@@ -190,39 +172,25 @@ class EvaluateParams(StageParams):
 class SampleParams(StageParams):
     """What the model is asked to write."""
 
-    prompt: Text = Field("The ", description="text that the samples continue")
-    num_samples: Int = Field(3, ge=1, le=10000, description="samples to write")
-    max_new_tokens: Int = Field(
-        Sampling.max_new_tokens, ge=1, le=10**7, description="characters to write after the prompt"
+    prompt: Text = _key("The ", "text that the samples continue")
+    num_samples: Int = _key(3, "samples to write", ge=1, le=10000)
+    max_new_tokens: Int = _key(
+        Sampling.max_new_tokens, "characters to write after the prompt", ge=1, le=10**7
     )
-    temperature: float = Field(
-        Sampling.temperature,
-        ge=0,
-        le=100,
-        description="below 1 safer, above 1 more varied, 0 always the most likely",
+    temperature: float = _key(
+        Sampling.temperature, "below 1 safer, above 1 more varied, 0 always the most likely", ge=0, le=100
     )
-    top_k: Int = Field(
-        Sampling.top_k, ge=0, le=10**7, description="choose among the k most likely characters; 0 means all"
+    top_k: Int = _key(
+        Sampling.top_k, "choose among the k most likely characters; 0 means all", ge=0, le=10**7
     )
-    top_p: float = Field(
-        Sampling.top_p,
-        gt=0,
-        le=1,
-        description="choose among the most likely that together have this probability",
+    top_p: float = _key(
+        Sampling.top_p, "choose among the most likely that together have this probability", gt=0, le=1
     )
-    min_p: float = Field(
-        Sampling.min_p,
-        ge=0,
-        le=1,
-        description="exclude characters less probable than this share of the most likely one",
+    min_p: Share = _key(
+        Sampling.min_p, "exclude characters less probable than this share of the most likely one"
     )
-    stop: str = Field(Sampling.stop, description="a sample ends before this text; empty for none")
-    sample_seed: Int = Field(
-        Sampling.seed,
-        ge=0,
-        lt=2**32,
-        description="seed of the first sample; the next one takes the next seed",
-    )
+    stop: str = _key(Sampling.stop, "a sample ends before this text; empty for none")
+    sample_seed: Seed = _key(Sampling.seed, "seed of the first sample; the next one takes the next seed")
     device: Device = DEVICE
 
 
@@ -289,8 +257,7 @@ def load_recipe(path: str | Path) -> dict[str, str]:
 
 def allowed(key: str) -> str:
     """What the parameter may be, in words."""
-    field = FIELDS[key]
-    return _allowed(field.annotation, field.metadata)
+    return _allowed(_adapter(FIELDS[key]).json_schema())
 
 
 def default_text(key: str) -> str:
@@ -356,21 +323,21 @@ def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
 def _cross_problems(values: Mapping[str, Any]) -> list[str]:
     """The rules between keys, for those keys that are there and valid by themselves."""
     problems = []
-    width, heads = values.get("embed_dim"), values.get("num_heads")
+    width, heads, block, context, batch, parts = map(
+        values.get,
+        ("embed_dim", "num_heads", "block_size", "eval_context", "batch_size", "grad_accumulation"),
+    )
     if width and heads and width % heads:
         fits = [n for n in range(1, min(width, 256) + 1) if width % n == 0]
-        nearest = min(fits, key=lambda n: abs(n - heads))
         problems.append(
             f"embed_dim: {width} is not divisible by num_heads, {heads}; "
-            f"take num_heads {nearest} or embed_dim {max(1, round(width / heads)) * heads}"
+            f"take num_heads {min(fits, key=lambda n: abs(n - heads))} or embed_dim {-(-width // heads) * heads}"
         )
-    context, block = values.get("eval_context"), values.get("block_size")
-    if values.get("position") == "rope" and width and heads and width % heads == 0 and width // heads % 2:
+    elif width and heads and values.get("position") == "rope" and width // heads % 2:
         problems.append(
             f"position: rope rotates pairs of channels, but embed_dim {width} / num_heads {heads} is odd; "
             f"take embed_dim {2 * width}"
         )
-    batch, parts = values.get("batch_size"), values.get("grad_accumulation")
     if batch and parts and batch % parts:
         problems.append(f"grad_accumulation: {parts} does not divide batch_size, {batch}")
     if values.get("optimizer") == "muon" and values.get("sharding") == "fsdp":
@@ -380,19 +347,19 @@ def _cross_problems(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _allowed(annotation: Any, metadata: list[Any]) -> str:
-    if annotation is bool:
-        return "true or false"
-    if annotation is str:
-        return "text that is not empty" if metadata else "text"
-    if annotation is int or annotation is float:
-        bounds = {type(bound).__name__: bound for bound in metadata}
-        low = f"from {bounds['Ge'].ge:,}" if "Ge" in bounds else f"above {bounds['Gt'].gt:,}"
-        high = f"to {bounds['Le'].le:,}" if "Le" in bounds else f"to below {bounds['Lt'].lt:,}"
-        return f"a {'whole ' if annotation is int else ''}number {low} {high}"
-    if get_origin(annotation) is Literal:
-        return " or ".join(get_args(annotation))
-    if get_origin(annotation) is Annotated:
-        inner, *rest = get_args(annotation)
-        return _allowed(inner, [m for part in rest for m in getattr(part, "metadata", [part])])
-    return " or ".join(_allowed(option, []) for option in get_args(annotation))
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """What a JSON schema allows, in words."""
+    match schema:
+        case {"anyOf": options}:
+            return " or ".join(map(_allowed, options))
+        case {"enum": names}:
+            return " or ".join(names)
+        case {"const": name}:
+            return name
+        case {"type": "boolean"}:
+            return "true or false"
+        case {"type": "string"}:
+            return "text that is not empty" if "minLength" in schema else "text"
+    low = f"from {schema['minimum']:,}" if "minimum" in schema else f"above {schema['exclusiveMinimum']:,}"
+    high = f"to {schema['maximum']:,}" if "maximum" in schema else f"to below {schema['exclusiveMaximum']:,}"
+    return f"a {'whole ' if schema['type'] == 'integer' else ''}number {low} {high}"

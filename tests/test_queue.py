@@ -94,12 +94,13 @@ def test_best_is_the_lowest_and_comes_back(queued, monkeypatch):
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{queued.folder / 'mlflow.db'}")
     monkeypatch.chdir(queued.folder)
-    text = Lineage(queued.folder, str(weights.parent)).text()
-    assert f"dvc exp apply {ranked[0][1]}\n" in text
-    assert finished[0].info.run_id in text
-    assert "BUNDLED SAMPLE TEXT" in text
-    assert "data/raw holds this very text" in text
-    assert re.search(r"commit +\w{12} \S+ x\n  changes +none\n", text)
+    page = Lineage(queued.folder, str(weights.parent)).page()
+    assert page["dvc"]["to restore it"] == f"dvc exp apply {ranked[0][1]}"
+    assert page["mlflow"]["runs"].keys() == {finished[0].info.run_id}
+    assert "BUNDLED SAMPLE TEXT" in page["data"]["WARNING"]
+    assert page["data"]["now"] == "data/raw holds this very text"
+    assert re.fullmatch(r"\w{12} \S+ x", page["code"]["commit"])
+    assert "changes" not in page["code"]
 
     # Without the experiment, the same settings give the same model.
     queued._git("checkout", "--quiet", "--force", "HEAD")

@@ -20,8 +20,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from helpers.servers import Server
-from minilm.tracking.store import StoreUnavailable, open_store
 from minilm.tracking import sync as syncing
+from minilm.tracking.store import StoreUnavailable, open_store
 
 OUTPUTS = ("models/minilm/model.safetensors", "models/minilm/config.json", "reports/loss.csv")
 RATES = {"tokens_per_second", "mfu"}  # differ between two equal trainings

@@ -4,12 +4,11 @@ Every source is a `Corpus`: three splits that can be read as often as one likes,
 memory does not grow with the text.
 """
 
-import codecs
-import io
 import os
+import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,29 +23,19 @@ from minilm.errors import InputError
 from minilm.files import SPLITS
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample_text"
-WIKITEXT = {
-    "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
-    "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
-}
+WIKITEXT = {name: f"hub:Salesforce/wikitext:{name}-raw-v1" for name in ("wikitext-2", "wikitext-103")}
 HUB_TIMEOUT = 6.0  # seconds in which the Hub must answer
-_PIECE = 1 << 20  # bytes read at once
 
 Pieces = Callable[[], Iterator[str]]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in three splits.
+    """A text in three splits."""
 
-    Attributes:
-        origin: where it really comes from, such as `hub:Salesforce/wikitext:wikitext-2-raw-v1`.
-        splits: for each of SPLITS a function that starts reading it, in pieces of any length.
-        fallback_for: the dataset that was asked for, where the sample text replaces it.
-    """
-
-    origin: str
-    splits: Mapping[str, Pieces]
-    fallback_for: str | None = None
+    origin: str  # where it really comes from, such as `hub:Salesforce/wikitext:wikitext-2-raw-v1`
+    splits: Mapping[str, Pieces]  # for each of SPLITS a function that starts reading it
+    fallback_for: str | None = None  # the dataset that was asked for, where the sample text replaces it
 
 
 def load_wikitext(split: str = "train", name: str = "wikitext-2", allow_fallback: bool = True) -> str:
@@ -86,11 +75,8 @@ def open_corpus(
             f"dataset: there is no text file or folder {dataset!r} (looked at {path.absolute()}), and it is "
             f"no dataset; take {near[0] if near else 'wikitext-2, wikitext-103'} or hub:owner/name[:config]"
         )
-    repo, config = WIKITEXT.get(dataset) or _parse_hub_name(dataset)
-    # WikiText's rows are lines that bring their own line ends; elsewhere a row is a document.
-    row_end = "" if repo == "Salesforce/wikitext" else "\n"
     try:
-        return _hub_corpus(repo, config, row_end, holdout_fraction)
+        return _hub_corpus(WIKITEXT.get(dataset, dataset), holdout_fraction)
     except ConnectionError as error:
         if not allow_fallback:
             raise InputError(
@@ -117,25 +103,15 @@ def read_text(path: Path) -> Iterator[str]:
     Raises:
         InputError: a byte is not UTF-8.
     """
-    utf8 = codecs.getincrementaldecoder("utf-8-sig")("strict")
-    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
-    position = 0
-    with path.open("rb") as file:
-        while True:
-            chunk = file.read(_PIECE)
-            try:
-                piece = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                # The decoder's object is what it had kept of earlier chunks, then this one.
-                offset = position - (len(error.object) - len(chunk)) + error.start
-                byte = error.object[error.start]
-                place = f"byte 0x{byte:02x} at offset {offset:,}"
-                raise InputError(f"dataset: {path}: not UTF-8: {place}; save the file as UTF-8") from None
-            if piece:
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            while piece := file.read(1 << 20):
                 yield piece
-            if not chunk:
-                return
-            position += len(chunk)
+        except UnicodeDecodeError as error:
+            # The error knows the bytes that were decoded last, up to where the file was read.
+            offset = file.buffer.tell() - len(error.object) + error.start
+            place = f"byte 0x{error.object[error.start]:02x} at offset {offset:,}"
+            raise InputError(f"dataset: {path}: not UTF-8: {place}; save the file as UTF-8") from None
 
 
 def _text_corpus(dataset: str, path: Path, holdout_fraction: float) -> Corpus:
@@ -179,14 +155,13 @@ def _with_holdout(splits: Mapping[str, Pieces], holdout_fraction: float) -> Mapp
     kept = length - share * len(missing)
     ranges = {"train": (0, kept)}
     ranges |= {split: (kept + i * share, kept + (i + 1) * share) for i, split in enumerate(missing)}
-    cut = {split: lambda span=span: _cut(text(), *span) for split, span in ranges.items()}
-    return {split: cut.get(split) or splits[split] for split in SPLITS}
+    return {s: partial(_cut, text, *ranges[s]) if s in ranges else splits[s] for s in SPLITS}
 
 
-def _cut(pieces: Iterable[str], start: int, stop: int) -> Iterator[str]:
-    """The characters from `start` to before `stop` of a text in pieces."""
+def _cut(text: Pieces, start: int, stop: int) -> Iterator[str]:
+    """The characters from `start` to before `stop`."""
     position = 0
-    for piece in pieces:
+    for piece in text():
         if part := piece[max(0, start - position) : max(0, stop - position)]:
             yield part
         position += len(piece)
@@ -194,51 +169,47 @@ def _cut(pieces: Iterable[str], start: int, stop: int) -> Iterator[str]:
             return
 
 
-def _parse_hub_name(dataset: str) -> tuple[str, str | None]:
-    repo, _, config = dataset.removeprefix("hub:").partition(":")
-    owner, _, name = repo.partition("/")
-    if not owner or not name or "/" in name:
-        raise InputError(f"dataset: {dataset!r} is not of the form hub:owner/name or hub:owner/name:config")
-    return repo, config or None
-
-
-def _hub_corpus(repo: str, config: str | None, row_end: str, holdout_fraction: float) -> Corpus:
-    """A dataset of the Hub, from there or from the local cache.
+def _hub_corpus(dataset: str, holdout_fraction: float) -> Corpus:
+    """The dataset hub:owner/name[:config], from the Hub or from the local cache.
 
     Raises:
         ConnectionError: neither the Hub nor the cache has it to give.
         InputError: the Hub has no such dataset, or it holds no text.
     """
-    online = os.environ.get("HF_HUB_OFFLINE", "0").upper() not in ("1", "TRUE", "YES", "ON") and _hub_answers(
-        repo
-    )
-    if not online:
+    if not (parts := re.fullmatch("hub:([^/:]+/[^/:]+)(?::(.*))?", dataset)):
+        raise InputError(f"dataset: {dataset!r} is not of the form hub:owner/name or hub:owner/name:config")
+    repo, config = parts[1], parts[2] or None
+    if not (online := _hub_answers(repo)):
         # Read when datasets is imported; without it an unreachable Hub takes minutes to be given up.
         os.environ["HF_HUB_OFFLINE"] = "1"
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    name = ":".join(filter(None, (repo, config)))
+    name = dataset.removesuffix(":")
     try:
         found = datasets.load_dataset(repo, config)
     except Exception as error:
         # What is raised differs from case to case; the first line says what happened.
         reason = str(error).strip().split("\n")[0]
         if online and isinstance(error, datasets.exceptions.DatasetNotFoundError | ValueError):
-            raise InputError(f"dataset: hub:{name}: {reason}") from None
+            raise InputError(f"dataset: {name}: {reason}") from None
         raise ConnectionError(reason) from None
     if "train" not in found:
-        raise InputError(f"dataset: hub:{name} has no split train, only {', '.join(found)}")
+        raise InputError(f"dataset: {name} has no split train, only {', '.join(found)}")
     columns = found["train"].column_names
     if "text" not in columns:
-        raise InputError(f"dataset: hub:{name} has no column text, only {', '.join(columns)}")
-    splits = {split: _row_reader(found[split], row_end) for split in SPLITS if split in found}
-    return Corpus(f"hub:{name}", _with_holdout(splits, holdout_fraction))
+        raise InputError(f"dataset: {name} has no column text, only {', '.join(columns)}")
+    # WikiText's rows are lines that bring their own line ends; elsewhere a row is a document.
+    row_end = "" if repo == "Salesforce/wikitext" else "\n"
+    splits = {split: partial(_read_rows, found[split], row_end) for split in SPLITS if split in found}
+    return Corpus(name, _with_holdout(splits, holdout_fraction))
 
 
 def _hub_answers(repo: str) -> bool:
-    """Whether the Hub answers at all, within HUB_TIMEOUT; no setting of datasets gives up so soon."""
+    """Whether the Hub may be asked, and answers within HUB_TIMEOUT; no setting of datasets gives up so soon."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     answers: list[int] = []
 
@@ -254,16 +225,13 @@ def _hub_answers(repo: str) -> bool:
     return bool(answers) and answers[0] < 500
 
 
-def _row_reader(rows: Any, row_end: str) -> Pieces:
-    """Read the column `text` of a split's Arrow files, some rows at a time."""
+def _read_rows(rows: Any, row_end: str) -> Iterator[str]:
+    """The column `text` of a split's Arrow files, some rows at a time."""
     import pyarrow
 
-    def pieces() -> Iterator[str]:
-        for file in rows.cache_files:
-            # Read instead of memory-mapped: mapped pages would count as this process's memory.
-            with pyarrow.OSFile(file["filename"]) as source, pyarrow.ipc.open_stream(source) as batches:
-                for batch in batches:
-                    texts = (text for text in batch.column("text").to_pylist() if text is not None)
-                    yield "".join(text if text.endswith(row_end) else text + row_end for text in texts)
-
-    return pieces
+    for file in rows.cache_files:
+        # Read instead of memory-mapped: mapped pages would count as this process's memory.
+        with pyarrow.OSFile(file["filename"]) as source, pyarrow.ipc.open_stream(source) as batches:
+            for batch in batches:
+                texts = (text for text in batch.column("text").to_pylist() if text is not None)
+                yield "".join(text if text.endswith(row_end) else text + row_end for text in texts)

@@ -7,21 +7,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Source:
-    """A text's origin.
+    """A text's origin."""
 
-    Attributes:
-        dataset: what params.yaml asked for.
-        origin: what it was, such as `hub:Salesforce/wikitext:wikitext-2-raw-v1`, `file:book.txt` or `sample`.
-        fallback_for: the dataset that the bundled sample replaces, if it does.
-        characters: the length of each split.
-        sha256: digest of the three splits' digests.
-    """
-
-    dataset: str
-    origin: str
-    fallback_for: str | None
-    characters: dict[str, int]
-    sha256: str
+    dataset: str  # what params.yaml asked for
+    origin: str  # what it was: `hub:Salesforce/wikitext:wikitext-2-raw-v1`, `file:book.txt` or `sample`
+    fallback_for: str | None  # the dataset that the bundled sample replaces, if it does
+    characters: dict[str, int]  # the length of each split
+    sha256: str  # digest of the three splits' digests
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

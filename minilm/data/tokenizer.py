@@ -10,8 +10,7 @@ import numpy.typing as npt
 from minilm.errors import InputError
 
 UNKNOWN_ID = 0
-# Unicode's own sign for a character that cannot be shown.
-UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # Unicode's own sign for what cannot be shown
 _CODE_POINTS = 0x110000
 
 Ids = npt.NDArray[np.unsignedinteger]
@@ -49,9 +48,7 @@ class CharTokenizer:
             counts[: len(found)] += found
         kept = np.flatnonzero(counts >= min_count).astype("<u4")
         if not len(kept):
-            raise InputError(
-                f"no character occurs {min_count:,} times in the training split; lower min_char_count"
-            )
+            raise InputError(f"no character occurs {min_count:,} times in training; lower min_char_count")
         return cls(kept.tobytes().decode("utf-32-le", "surrogatepass"))
 
     @property
@@ -67,16 +64,12 @@ class CharTokenizer:
         """The text of ids in [0, vocab_size); UNKNOWN_ID becomes UNKNOWN_CHARACTER."""
         ids = np.asarray(ids if hasattr(ids, "__array__") else list(ids), dtype=np.int64).reshape(-1)
         if len(ids) and not (ids.min() >= 0 and ids.max() < self.vocab_size):
-            raise InputError(
-                f"ids must lie from 0 to {self.vocab_size - 1}, found {ids.min()} to {ids.max()}"
-            )
+            raise InputError(f"ids must be from 0 to {self.vocab_size - 1}, found {ids.min()} to {ids.max()}")
         return self._code_of_id[ids].tobytes().decode("utf-32-le", "surrogatepass")
 
     def unknown_characters(self, text: str) -> list[str]:
         """The characters of `text` that the vocabulary lacks, each once, as they come."""
-        return [
-            character for character in dict.fromkeys(text) if self._id_of_code[ord(character)] == UNKNOWN_ID
-        ]
+        return [character for character in dict.fromkeys(text) if character not in self.characters]
 
     def save(self, path: str | Path) -> None:
         """Write the vocabulary as JSON."""

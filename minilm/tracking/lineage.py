@@ -5,29 +5,27 @@ python -m minilm.tracking.lineage 4d175c306185     the SHA-256 of a model's weig
 python -m minilm.tracking.lineage moony-tils       a DVC experiment
 python -m minilm.tracking.lineage RUN_ID           an MLflow run
 
-It only reads, and says what it cannot find.
+It only reads, and prints YAML; under `missing` stands what it cannot find.
 """
 
 import argparse
 import os
 import re
 import sys
-import textwrap
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from minilm.checkpoint import ModelInfo, read_info
 from minilm.errors import InputError, UserError
 from minilm.files import SPLITS, sha256_of
-from minilm.params import FIELDS, STAGES, parse_values, text_of
+from minilm.params import FIELDS, parse_values
 from minilm.tracking import store
 from minilm.tracking.experiments import MODEL, Version, model_info, versions
 
 from mlflow.entities import Run  # isort: skip - store sets up MLflow
-
-WIDTH = 100  # columns
-Lines = Iterator[tuple[str, Any]]  # labels and what they label; "!" labels what could not be found
 
 
 class Lineage:
@@ -98,123 +96,105 @@ class Lineage:
         tags = store.model_tags(self.info) if self.info else self.runs[0].data.tags if self.runs else {}
         return {key: value for key, value in tags.items() if key in ("model_sha256", "model_folder_sha256")}
 
-    def text(self, all_params: bool = False) -> str:
-        """The page for a terminal; `all_params` prints those at their defaults too."""
+    def page(self, all_params: bool = False) -> dict[str, Any]:
+        """All of it by parts, as plain values; `all_params` includes those at their defaults."""
+        self.missing: list[str] = []
         parts = {
-            "Model": self._model(),
-            "Parameters": self._params(all_params),
-            "Data": self._data(),
-            "Code": self._code(),
-            "DVC": self._dvc(),
-            "MLflow": self._mlflow(),
-            "Metrics": self._metrics(),
+            "model": self._model(),
+            "parameters": self._params(all_params),
+            "data": self._data(),
+            "code": self._code(),
+            "dvc": self._dvc(),
+            "mlflow": self._mlflow(),
+            "metrics": self._metrics(),
+            "missing": self.missing,
         }
-        text = []
-        for part, content in parts.items():
-            lines = list(content)
-            width = max(len(label) for label, _ in lines) + 2
-            text.append(part)
-            for label, value in lines:
-                head = "  ! " if label == "!" else f"  {label:<{width}}"
-                wrapper = textwrap.TextWrapper(WIDTH, head, " " * len(head), break_long_words=False)
-                text.append(wrapper.fill(str(value)))
-            text.append("")
-        return "\n".join(text[:-1])
+        return {part: found for part, found in parts.items() if found}
 
-    def _model(self) -> Lines:
-        yield "sha256", self._digests().get("model_sha256", "none: the training did not end")
-        params = self.runs[0].data.params if self.runs else self.versions[0].metrics if self.versions else {}
-        if "num_parameters" in params:
-            yield "size", f"{int(params['num_parameters']):,} parameters"
+    def _model(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "sha256": self._digests().get("model_sha256", "none: the training did not end")
+        }
+        counted = self.runs[0].data.params if self.runs else self.versions[0].metrics if self.versions else {}
+        if "num_parameters" in counted:
+            found["size"] = f"{int(counted['num_parameters']):,} parameters"
         if self.info:
-            yield "environment", ", ".join(f"{key} {value}" for key, value in self.info.environment.items())
-        else:
-            yield "!", f"its files are neither in {MODEL} nor in DVC's cache"
+            return found | {"environment": self.info.environment}
+        self.missing.append(f"its files are neither in {MODEL} nor in DVC's cache")
+        return found
 
-    def _params(self, all_params: bool) -> Lines:
-        params = self.versions[0].params if self.versions else {}
+    def _params(self, all_params: bool) -> dict[str, Any]:
+        params = dict(self.versions[0].params) if self.versions else {}
         params |= parse_values(store.run_params(self.runs[0])) if self.runs else {}
         params |= self.info.params if self.info else {}
-        printed = set[str]()
-        for stage, cls in STAGES.items():
-            keys = [key for key in cls.model_fields if key in params and key not in printed]
-            printed.update(keys)
-            if shown := [key for key in keys if all_params or params[key] != FIELDS[key].default]:
-                yield stage, ", ".join(f"{key}={text_of(params[key])}" for key in shown)
-        if not all_params:
-            yield (
-                "defaults",
-                f"{sum(params[k] == FIELDS[k].default for k in printed)} others; --all prints them",
-            )
-        if unknown := len(FIELDS) - len(printed):
-            yield "!", f"{unknown} of {len(FIELDS)} are unknown: config.json has those of training only"
+        known = {key: params[key] for key in FIELDS if key in params}
+        if unknown := len(FIELDS) - len(known):
+            self.missing.append(f"{unknown} parameters: config.json has those of training only")
+        changed = {key: value for key, value in known.items() if all_params or value != FIELDS[key].default}
+        return (
+            changed if all_params else changed | {"others": f"{len(known) - len(changed)} at their defaults"}
+        )
 
-    def _data(self) -> Lines:
-        sha256 = self.runs[0].data.tags.get("data_sha256") if self.runs else None
+    def _data(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"sha256": self.runs[0].data.tags.get("data_sha256")} if self.runs else {}
         if self.info:
-            data = self.info.data
-            sha256 = data.sha256
-            yield "dataset", data.dataset
-            yield "source", data.origin
-            if data.fallback_for:
-                yield "WARNING", f"the BUNDLED SAMPLE TEXT replaces {data.fallback_for}"
-            yield "characters", ", ".join(f"{count:,} {split}" for split, count in data.characters.items())
-        yield "sha256", sha256
+            found = asdict(self.info.data)
+            if found["fallback_for"]:
+                found["WARNING"] = f"the BUNDLED SAMPLE TEXT replaces {found['fallback_for']}"
         texts = [self.root / "data" / "raw" / f"{split}.txt" for split in SPLITS]
         if not all(text.is_file() for text in texts):
-            yield "!", "data/raw has no text to compare with; `dvc repro download` or `dvc pull` gets it"
-        elif (now := sha256_of("".join(map(sha256_of, texts)).encode())) == sha256:
-            yield "now", "data/raw holds this very text"
+            self.missing.append(
+                "a text in data/raw to compare with; `dvc repro download` or `dvc pull` gets it"
+            )
+        elif (now := sha256_of("".join(map(sha256_of, texts)).encode())) == found["sha256"]:
+            found["now"] = "data/raw holds this very text"
         else:
-            yield "!", f"data/raw holds another text now: {now[:12]}..."
+            self.missing.append(f"the text: data/raw holds another one now, {now[:12]}...")
+        return found
 
-    def _code(self) -> Lines:
+    def _code(self) -> dict[str, Any]:
         tags = self.runs[0].data.tags if self.runs else {}
         experiment = next((version for version in self.versions if version.experiment), None)
         commit = tags.get("git_commit") or (experiment and experiment.baseline)
         if not commit:
-            yield "!", "unknown: only an MLflow run or an experiment names the commit"
-            return
+            self.missing.append("the code: only an MLflow run or an experiment names the commit")
+            return {}
         known = store.git("show", "--no-patch", "--format=%cs %s", commit)
-        yield "commit", f"{commit[:12]} {known or ''}".strip()
         if known is None:
-            yield "!", "this repository has no such commit; `git fetch` may bring it"
+            self.missing.append(f"the commit {commit[:12]} in this repository; `git fetch` may bring it")
+        found = {"commit": f"{commit[:12]} {known or ''}".strip()}
         if tags.get("git_dirty") == "true":
-            yield "changes", "UNCOMMITTED ones in *.py or dvc.yaml: the commit is not all of the code"
+            found["changes"] = "UNCOMMITTED ones in *.py or dvc.yaml: the commit is not all of the code"
             if experiment:
-                yield "", f"git diff {commit[:12]} {experiment.rev[:12]} -- '*.py' dvc.yaml"
-        elif "git_dirty" in tags:
-            yield "changes", "none"
+                found["seen by"] = f"git diff {commit[:12]} {experiment.rev[:12]} -- '*.py' dvc.yaml"
+        return found
 
-    def _dvc(self) -> Lines:
-        for version in self.versions:
-            if version.experiment:
-                yield "experiment", f"{version.experiment}, run on {version.baseline[:12]}"
-            else:
-                yield "dvc.lock", f"of {version.rev[:12]}"
-        for name in {name for run in self.runs for name in store.experiments_of(run)}:
-            if name not in {version.experiment for version in self.versions}:
-                yield "!", f"experiment {name} is not in this repository, or DVC's cache lacks its model"
-        if self.versions:
-            yield "to restore it", restore_command(self.versions[0])
-        else:
-            yield "!", "no dvc.lock in the workspace, in experiments or in commits names this model"
+    def _dvc(self) -> dict[str, Any]:
+        here = [version.experiment for version in self.versions if version.experiment]
+        for name in dict.fromkeys(name for run in self.runs for name in store.experiments_of(run)):
+            if name not in here:
+                self.missing.append(f"experiment {name} in this repository, or its model in DVC's cache")
+        if not self.versions:
+            self.missing.append(
+                "a dvc.lock in the workspace, in experiments or in commits that names this model"
+            )
+            return {}
+        locks = [version.rev[:12] for version in self.versions if not version.experiment]
+        return {"experiments": here, "dvc.lock of": locks, "to restore it": restore_command(self.versions[0])}
 
-    def _mlflow(self) -> Lines:
-        for run in self.runs:
-            yield "run", f"{run.info.run_id}, {run.info.run_name}, {run.info.status}"
-            if "error" in run.data.tags:
-                yield "error", run.data.tags["error"]
-        yield "store", self.store
+    def _mlflow(self) -> dict[str, Any]:
         if not self.runs:
-            yield "!", self.no_store or "no run of this model; `make sync` adds one"
+            self.missing.append(self.no_store or "an MLflow run of this model; `make sync` adds one")
+        runs = {run.info.run_id: f"{run.info.run_name}, {run.info.status}" for run in self.runs}
+        errors = [run.data.tags["error"] for run in self.runs if "error" in run.data.tags]
+        return {"store": self.store, "runs": runs} | ({"errors": errors} if errors else {})
 
-    def _metrics(self) -> Lines:
+    def _metrics(self) -> dict[str, float]:
         found = self.runs[0].data.metrics if self.runs else self.versions[0].metrics if self.versions else {}
-        for key in sorted(found, key=lambda key: (not key.startswith("test_"), key)):
-            yield key, f"{found[key]:,.6g}"
         if not any(key.startswith("test_") for key in found):
-            yield "!", "no test metrics; `dvc repro` evaluates the model"
+            self.missing.append("test metrics; `dvc repro` evaluates the model")
+        order = sorted(found, key=lambda key: (not key.startswith("test_"), key))
+        return {key: float(f"{found[key]:.6g}") for key in order}
 
 
 def restore_command(version: Version) -> str:
@@ -237,7 +217,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
-        print(Lineage(root, arguments.model).text(arguments.all))
+        page = Lineage(root, arguments.model).page(arguments.all)
+        print(yaml.safe_dump(page, sort_keys=False, allow_unicode=True, width=100), end="")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 
