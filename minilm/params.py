@@ -13,15 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from minilm.errors import InputError
@@ -36,19 +28,23 @@ def _no_fraction(value: Any) -> Any:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_no_fraction)]
-Size = Annotated[Int, Field(ge=1, le=65536)]
-Count = Annotated[Int, Field(ge=1, le=10**9)]
-Seed = Annotated[Int, Field(ge=0, lt=2**32)]
+WHOLE = BeforeValidator(_no_fraction)
+Int = Annotated[int, WHOLE]
+Layers = Annotated[int, Field(ge=1, le=256), WHOLE]
+Size = Annotated[int, Field(ge=1, le=65536), WHOLE]
+Count = Annotated[int, Field(ge=1, le=10**9), WHOLE]
+Seed = Annotated[int, Field(ge=0, lt=2**32), WHOLE]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Limit = Annotated[float, Field(ge=0, le=10**6)]
 Text = Annotated[str, Field(min_length=1)]
-Schedule = Literal["constant", "linear", "cosine"]
+Context = Literal["auto"] | Annotated[int, Field(ge=0, le=65535), WHOLE]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
-def _key(default: Any, description: str, **bounds: float) -> Any:
-    return Field(default, description=description, **bounds)  # type: ignore[arg-type]
+def _key(default: Any, description: str, **bounds: Any) -> Any:
+    return Field(default, description=description, **bounds)
 
 
 DEVICE = _key("auto", "device of the tensors; auto takes cuda, then mps, then cpu")
@@ -57,7 +53,7 @@ DEVICE = _key("auto", "device of the tensors; auto takes cuda, then mps, then cp
 class StageParams(BaseModel):
     """Parameters of one stage: typed, complete and unchangeable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = {"extra": "forbid", "frozen": True, "allow_inf_nan": False}
 
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Self:
@@ -72,12 +68,8 @@ class DownloadParams(StageParams):
     dataset: Text = _key(
         "wikitext-2", "wikitext-2, wikitext-103, hub:owner/name[:config], a text file or a folder of .txt"
     )
-    allow_fallback: bool = _key(
-        True, "train on the bundled sample text, with a warning, when the Hub cannot be reached"
-    )
-    holdout_fraction: float = _key(
-        0.1, "share of the text that each missing split (validation, test) takes from its end", gt=0, le=0.4
-    )
+    allow_fallback: bool = _key(True, "train on the bundled sample text when the Hub cannot be reached")
+    holdout_fraction: float = _key(0.1, "share of the text's end that each missing split takes", gt=0, le=0.4)
 
 
 class EncodeParams(StageParams):
@@ -91,38 +83,24 @@ class TrainParams(StageParams):
 
     block_size: Size = _key(ModelConfig.block_size, "characters that the model sees at once")
     embed_dim: Int = _key(ModelConfig.embed_dim, "width of the residual stream", ge=1, le=16384)
-    num_heads: Int = _key(
-        ModelConfig.num_heads, "attention heads per block; must divide embed_dim", ge=1, le=256
-    )
-    num_layers: Int = _key(ModelConfig.num_layers, "transformer blocks", ge=1, le=256)
+    num_heads: Layers = _key(ModelConfig.num_heads, "attention heads per block; must divide embed_dim")
+    num_layers: Layers = _key(ModelConfig.num_layers, "transformer blocks")
     mlp_ratio: Int = _key(
         ModelConfig.mlp_ratio, "width of the MLP's hidden layer, in embed_dims", ge=1, le=64
     )
     position: Position = _key(ModelConfig.position, "how positions are encoded")
-    activation: Activation = _key(
-        ModelConfig.activation, "non-linearity of the MLP; relu2 is the square of relu"
-    )
-    normalization: Normalization = _key(
-        ModelConfig.normalization, "normalization of the residual stream before each part"
-    )
+    activation: Activation = _key(ModelConfig.activation, "non-linearity of the MLP; relu2 is relu squared")
+    normalization: Normalization = _key(ModelConfig.normalization, "of the residual stream before each part")
     qk_norm: bool = _key(ModelConfig.qk_norm, "normalize each head's queries and keys too")
-    tied_embeddings: bool = _key(
-        ModelConfig.tied_embeddings, "use the token embedding as the output layer too"
-    )
+    tied_embeddings: bool = _key(ModelConfig.tied_embeddings, "use the token embedding as output layer too")
     biases: bool = _key(ModelConfig.biases, "a bias in each linear layer and LayerNorm")
     attention_dropout: Decay = _key(ModelConfig.attention_dropout, "dropout on the attention weights")
     mlp_dropout: Decay = _key(ModelConfig.mlp_dropout, "dropout on the MLP's output")
-    logit_softcap: float = _key(
-        ModelConfig.logit_softcap, "keeps logits below this size, smoothly; 0 means no limit", ge=0, le=10**6
-    )
-    zero_init_projections: bool = _key(
-        ModelConfig.zero_init_projections, "start the layers that write into the residual stream at zero"
-    )
+    logit_softcap: Limit = _key(ModelConfig.logit_softcap, "smooth limit of the logits' size; 0 means none")
+    zero_init_projections: bool = _key(ModelConfig.zero_init_projections, "start residual branches at zero")
     batch_size: Size = _key(32, "windows of block_size characters per step, on all devices together")
     grad_accumulation: Size = _key(1, "micro-batches per step, to save memory")
-    optimizer: Literal["adamw", "muon"] = _key(
-        "adamw", "muon orthogonalizes the updates of the blocks' matrices; the rest keeps AdamW"
-    )
+    optimizer: Literal["adamw", "muon"] = _key("adamw", "muon updates the blocks' matrices, AdamW the rest")
     learning_rate: float = _key(0.0003, "the optimizer's step size at its highest", gt=0, le=10)
     learning_rate_schedule: Schedule = _key("constant", "how the learning rate falls after the warmup")
     min_learning_rate_ratio: Share = _key(0.1, "share of learning_rate that linear and cosine end with")
@@ -130,22 +108,14 @@ class TrainParams(StageParams):
     adam_beta1: Decay = _key(0.9, "AdamW's first-moment decay rate")
     adam_beta2: Decay = _key(0.95, "AdamW's second-moment decay rate")
     weight_decay: float = _key(0.1, "weight decay of matrices and embeddings", ge=0, le=10)
-    grad_clip: float = _key(1.0, "largest gradient norm; 0 means no limit", ge=0, le=10**6)
+    grad_clip: Limit = _key(1.0, "largest gradient norm; 0 means no limit")
     steps: Count = _key(200, "optimizer steps")
     eval_interval: Count = _key(50, "steps between two reports of the losses")
-    eval_batches: Int = _key(
-        8, "validation batches in a report's loss; 0 takes the whole split", ge=0, le=10**6
-    )
-    keep: Literal["last", "best"] = _key(
-        "last", "weights that become the model: the last, or those with the lowest validation loss"
-    )
-    precision: Literal["auto", "fp32", "bf16"] = _key(
-        "auto", "of the matrix products; auto takes bf16 where the hardware supports it"
-    )
+    eval_batches: Int = _key(8, "validation batches in a report's loss; 0 takes all", ge=0, le=10**6)
+    keep: Literal["last", "best"] = _key("last", "the weights to save; best has the lowest validation loss")
+    precision: Literal["auto", "fp32", "bf16"] = _key("auto", "of matrix products; auto is bf16 if supported")
     compile: bool = _key(False, "compile the model first; pays off in long training")
-    checkpoint_interval: float = _key(
-        60.0, "seconds between two checkpoints, to resume from after an interruption", gt=0, le=10**6
-    )
+    checkpoint_interval: float = _key(60.0, "seconds between two checkpoints to resume from", gt=0, le=10**6)
     sharding: Literal["none", "fsdp"] = _key("none", "fsdp shards the model among the launcher's processes")
     seed: Seed = _key(1337, "seed of weights, batches and dropout")
     launcher: Text = _key("python", "what starts the train stage")
@@ -163,9 +133,7 @@ class TrainParams(StageParams):
 class EvaluateParams(StageParams):
     """How the test split is scored."""
 
-    eval_context: Literal["auto"] | Annotated[Int, Field(ge=0, le=65535)] = _key(
-        "auto", "least context of each scored character; auto is half of block_size"
-    )
+    eval_context: Context = _key("auto", "least context of each scored character; auto is half of block_size")
     device: Device = DEVICE
 
 
@@ -174,21 +142,13 @@ class SampleParams(StageParams):
 
     prompt: Text = _key("The ", "text that the samples continue")
     num_samples: Int = _key(3, "samples to write", ge=1, le=10000)
-    max_new_tokens: Int = _key(
-        Sampling.max_new_tokens, "characters to write after the prompt", ge=1, le=10**7
-    )
+    max_new_tokens: Int = _key(Sampling.max_new_tokens, "characters after the prompt", ge=1, le=10**7)
     temperature: float = _key(
         Sampling.temperature, "below 1 safer, above 1 more varied, 0 always the most likely", ge=0, le=100
     )
-    top_k: Int = _key(
-        Sampling.top_k, "choose among the k most likely characters; 0 means all", ge=0, le=10**7
-    )
-    top_p: float = _key(
-        Sampling.top_p, "choose among the most likely that together have this probability", gt=0, le=1
-    )
-    min_p: Share = _key(
-        Sampling.min_p, "exclude characters less probable than this share of the most likely one"
-    )
+    top_k: Int = _key(Sampling.top_k, "draw from the k most likely characters; 0 means all", ge=0, le=10**7)
+    top_p: float = _key(Sampling.top_p, "draw from the most likely that sum to this probability", gt=0, le=1)
+    min_p: Share = _key(Sampling.min_p, "exclude what has less than this share of the highest probability")
     stop: str = _key(Sampling.stop, "a sample ends before this text; empty for none")
     sample_seed: Seed = _key(Sampling.seed, "seed of the first sample; the next one takes the next seed")
     device: Device = DEVICE
@@ -314,10 +274,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
-    return TypeAdapter(
-        Annotated[field.annotation, field],  # type: ignore[arg-type]
-        config=ConfigDict(allow_inf_nan=False),
-    )
+    return TypeAdapter(Annotated[field.annotation, field], config=StageParams.model_config)  # type: ignore[arg-type]
 
 
 def _cross_problems(values: Mapping[str, Any]) -> list[str]:
@@ -328,10 +285,8 @@ def _cross_problems(values: Mapping[str, Any]) -> list[str]:
         ("embed_dim", "num_heads", "block_size", "eval_context", "batch_size", "grad_accumulation"),
     )
     if width and heads and width % heads:
-        fits = [n for n in range(1, min(width, 256) + 1) if width % n == 0]
         problems.append(
-            f"embed_dim: {width} is not divisible by num_heads, {heads}; "
-            f"take num_heads {min(fits, key=lambda n: abs(n - heads))} or embed_dim {-(-width // heads) * heads}"
+            f"embed_dim: {width} is not divisible by num_heads, {heads}; take {-(-width // heads) * heads}"
         )
     elif width and heads and values.get("position") == "rope" and width // heads % 2:
         problems.append(

@@ -160,7 +160,7 @@ OUTPUTS = (WEIGHTS, CURVES, "models/minilm/config.json")
 def trained(make_project):
     """A project with a training of some seconds, done without interruption, and what it wrote."""
     project = make_project()
-    project.set(steps="200", eval_interval="10", checkpoint_interval="0.001", learning_rate="0.01")
+    project.set(steps="400", eval_interval="20", checkpoint_interval="0.001", learning_rate="0.01")
     project.dvc("repro", "encode")
     project.commit()
     project.run(*STAGE)
@@ -198,24 +198,24 @@ def interrupt(project, number: int, after: str) -> str:
 
 
 def assert_as_never_interrupted(project, output: str, names=OUTPUTS) -> None:
-    assert re.search(r"train: resuming from the checkpoint after step \d+ of 200", output)
+    assert re.search(r"train: resuming from the checkpoint after step \d+ of 400", output)
     for name in names:
         assert (project.folder / name).read_bytes() == project.expected[name], name
     assert not checkpoints(project)
 
 
 def test_killed_it_resumes_and_writes_the_same_bytes(trained):
-    printed = interrupt(trained, signal.SIGKILL, "step  30/200")
-    assert "step 200/200" not in printed
+    printed = interrupt(trained, signal.SIGKILL, "step  60/400")
+    assert "step 400/400" not in printed
     assert checkpoints(trained)
-    interrupt(trained, signal.SIGKILL, "step 100/200")  # and once more
+    interrupt(trained, signal.SIGKILL, "step 200/400")  # and once more
     assert_as_never_interrupted(trained, trained.run(*STAGE).stdout)
 
 
 def test_a_second_start_waits_for_the_first_and_resumes_from_its_checkpoint(trained):
     with start(trained, sys.executable, *STAGE[1:]) as first:  # only a real interpreter can be stopped
         for line in first.stdout:
-            if "step  50/200" in line:
+            if "step 100/400" in line:
                 first.send_signal(signal.SIGSTOP)
                 break
         with start(trained, *STAGE) as second:
@@ -230,9 +230,9 @@ def test_a_second_start_waits_for_the_first_and_resumes_from_its_checkpoint(trai
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_saves_a_checkpoint_and_says_so(trained, number):
     trained.set(checkpoint_interval="1000")
-    printed = interrupt(trained, number, "step  50/200")
+    printed = interrupt(trained, number, "step 100/400")
     found = re.search(
-        rf"error: stopped by {number.name} after step (\d+) of 200; the checkpoint is saved, and the same "
+        rf"error: stopped by {number.name} after step (\d+) of 400; the checkpoint is saved, and the same "
         "command resumes from it",
         printed,
     )
@@ -241,17 +241,17 @@ def test_told_to_stop_it_saves_a_checkpoint_and_says_so(trained, number):
     # The interval is no part of what is trained, but of config.json.
     output = trained.run(*STAGE).stdout
     trained.set(checkpoint_interval="0.001")
-    assert f"resuming from the checkpoint after step {found[1]} of 200" in output
+    assert f"resuming from the checkpoint after step {found[1]} of 400" in output
     assert_as_never_interrupted(trained, output, (WEIGHTS, CURVES))
 
 
 def test_forced_it_resumes_too(trained):
-    interrupt(trained, signal.SIGTERM, "step  50/200")
+    interrupt(trained, signal.SIGTERM, "step 100/400")
     assert_as_never_interrupted(trained, trained.dvc("repro", "--force", "--single-item", "train"))
 
 
 def test_changed_parameters_are_another_training(trained):
-    interrupt(trained, signal.SIGTERM, "step  50/200")
+    interrupt(trained, signal.SIGTERM, "step 100/400")
     trained.set(learning_rate="0.02")
     assert "resuming" not in trained.run(*STAGE).stdout
     trained.set(learning_rate="0.01")
@@ -262,7 +262,7 @@ def test_an_experiments_checkpoint_is_kept_in_the_main_workspace(trained, tmp_pa
     # DVC_ROOT names the main workspace also where an experiment runs in a temporary folder.
     trained.env["DVC_ROOT"] = str(tmp_path)
     try:
-        interrupt(trained, signal.SIGTERM, "step  50/200")
+        interrupt(trained, signal.SIGTERM, "step 100/400")
     finally:
         del trained.env["DVC_ROOT"]
     assert not checkpoints(trained)

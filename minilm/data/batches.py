@@ -5,6 +5,7 @@ All in NumPy; who trains or evaluates moves a batch to torch and to its device.
 
 import mmap
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,47 +16,41 @@ from minilm.data.tokenizer import Ids
 from minilm.errors import InputError
 
 Batch = npt.NDArray[np.int64]
+Pair = tuple[
+    Batch, Batch
+]  # inputs and targets, both (batch, time): a target is the character after its input
 _FORGET_ABOVE = 32 << 20  # bytes of a token file
 _WINDOWS_AT_ONCE = 8  # of such a file
 
 
 def open_tokens(path: str | Path) -> Ids:
-    """The token file as an array on disk, (tokens,): what is not used is not read.
-
-    Raises:
-        InputError: there is no such file.
-    """
+    """The token file as an array on disk, (tokens,): what is not used is not read."""
     try:
         return np.load(path, mmap_mode="r")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; `dvc repro encode` makes it") from None
 
 
+@dataclass(frozen=True)
 class RandomBatches:
     """Training batches from random places of the tokens, one for each step.
 
     The batch of a step depends on the seed and the step only, so that training can go on from any step.
-
-    Args:
-        tokens: (tokens,), longer than `block_size`.
-        batch_size: windows a batch.
-        block_size: characters a window.
-        seed: the same seed gives the same batches.
     """
 
-    def __init__(self, tokens: Ids, batch_size: int, block_size: int, seed: int):
-        self.tokens, self.batch_size, self.block_size, self.seed = tokens, batch_size, block_size, seed
+    tokens: Ids  # (tokens,), longer than block_size
+    batch_size: int  # windows a batch
+    block_size: int  # characters a window
+    seed: int
 
-    def at(self, step: int) -> tuple[Batch, Batch]:
-        """Inputs and targets, both (batch, time): the target of a character is the one after it."""
+    def at(self, step: int) -> Pair:
+        """Inputs and targets of a step, counted from 1."""
         rng = np.random.default_rng([self.seed, step])
         starts = rng.integers(0, len(self.tokens) - self.block_size, size=self.batch_size)
         return _windows(self.tokens, starts, self.block_size)
 
 
-def spaced_batches(
-    tokens: Ids, batch_size: int, block_size: int, count: int
-) -> Iterator[tuple[Batch, Batch]]:
+def spaced_batches(tokens: Ids, batch_size: int, block_size: int, count: int) -> Iterator[Pair]:
     """`count` batches of windows at even distances over the tokens, the same at each call.
 
     A glance at a split that is too long to score whole at each report. A count of 0 takes as many windows
@@ -79,13 +74,8 @@ class ScoringBatch(NamedTuple):
 def scoring_batches(tokens: Ids, block_size: int, context: int, batch_size: int) -> Iterator[ScoringBatch]:
     """Overlapping windows that score every token of a split once, but for the first.
 
-    A scored token has at least `context` tokens before it in its window, where the split has them.
-
-    Args:
-        tokens: (tokens,), at least 2.
-        block_size: tokens a window.
-        context: tokens that a window only reads, in [0, block_size); the others are scored.
-        batch_size: windows a batch.
+    A scored token has at least `context` tokens, in [0, block_size), before it in its window, where the
+    split has them. There must be 2 tokens.
     """
     predictions = len(tokens) - 1
     width = min(block_size, predictions)
@@ -120,7 +110,7 @@ def write_tokens(path: str | Path, pieces: Iterable[Ids], dtype: npt.DTypeLike) 
     return count
 
 
-def _windows(tokens: Ids, starts: npt.NDArray[np.integer], width: int) -> tuple[Batch, Batch]:
+def _windows(tokens: Ids, starts: npt.NDArray[np.integer], width: int) -> Pair:
     """Inputs and targets, both (len(starts), width), in one gather; of a large file in a few."""
     # What was read from the file counts as the process's memory, with a megabyte or two around each window:
     # without forgetting it memory would grow to the size of the corpus. It stays in the kernel's cache.

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def open_corpus(
     """Find the text that `dataset` names.
 
     Args:
-        dataset: wikitext-2, wikitext-103, hub:owner/name[:config], or the path of a text file or folder.
+        dataset: a key of WIKITEXT, hub:owner/name[:config], or the path of a text file or folder.
         holdout_fraction: share of the text that each missing split takes from its end.
         allow_fallback: take the bundled sample when the Hub cannot be reached.
         path: where the text file or folder lies, if not at `dataset`.
@@ -103,13 +104,14 @@ def read_text(path: Path) -> Iterator[str]:
     Raises:
         InputError: a byte is not UTF-8.
     """
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open("rb") as file:
+        text = TextIOWrapper(file, "utf-8-sig")
         try:
-            while piece := file.read(1 << 20):
+            while piece := text.read(1 << 20):
                 yield piece
         except UnicodeDecodeError as error:
             # The error knows the bytes that were decoded last, up to where the file was read.
-            offset = file.buffer.tell() - len(error.object) + error.start
+            offset = file.tell() - len(error.object) + error.start
             place = f"byte 0x{error.object[error.start]:02x} at offset {offset:,}"
             raise InputError(f"dataset: {path}: not UTF-8: {place}; save the file as UTF-8") from None
 
@@ -128,7 +130,6 @@ def _text_corpus(dataset: str, path: Path, holdout_fraction: float) -> Corpus:
     else:
         splits = {"train": partial(_joined, files)}
     for split, pieces in splits.items():
-        # Reading it once to its end finds every byte that is not UTF-8 before anything is written.
         if not any(map(len, pieces())):
             raise InputError(f"dataset: {named.get(split, dataset)} is empty; it needs some text")
     return Corpus(f"file:{dataset}", _with_holdout(splits, holdout_fraction))
@@ -180,8 +181,7 @@ def _hub_corpus(dataset: str, holdout_fraction: float) -> Corpus:
         raise InputError(f"dataset: {dataset!r} is not of the form hub:owner/name or hub:owner/name:config")
     repo, config = parts[1], parts[2] or None
     if not (online := _hub_answers(repo)):
-        # Read when datasets is imported; without it an unreachable Hub takes minutes to be given up.
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is imported
     import datasets
 
     if not sys.stderr.isatty():
@@ -207,7 +207,7 @@ def _hub_corpus(dataset: str, holdout_fraction: float) -> Corpus:
 
 
 def _hub_answers(repo: str) -> bool:
-    """Whether the Hub may be asked, and answers within HUB_TIMEOUT; no setting of datasets gives up so soon."""
+    """Whether the Hub may be asked and answers within HUB_TIMEOUT; datasets alone would wait for minutes."""
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
         return False
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")

@@ -48,7 +48,7 @@ class CharTokenizer:
             counts[: len(found)] += found
         kept = np.flatnonzero(counts >= min_count).astype("<u4")
         if not len(kept):
-            raise InputError(f"no character occurs {min_count:,} times in training; lower min_char_count")
+            raise InputError(f"no character occurs {min_count:,} times in the text; lower min_char_count")
         return cls(kept.tobytes().decode("utf-32-le", "surrogatepass"))
 
     @property

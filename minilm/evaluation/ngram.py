@@ -62,10 +62,7 @@ class NGramModel:
     to "Modeling for text compression" (Bell, Witten and Cleary, 1989), as interpolated in "An Empirical
     Study of Smoothing Techniques for Language Modeling" (Chen and Goodman, 1998).
 
-    Args:
-        train: (tokens,).
-        vocab_size: ids lie in [0, vocab_size).
-        order: at least 1.
+    `train`, (tokens,), has ids in [0, vocab_size).
     """
 
     def __init__(self, train: Ids, vocab_size: int, order: int):
@@ -75,9 +72,8 @@ class NGramModel:
         ids, contexts = np.zeros(len(tokens), np.int64), 1  # of the empty context before each character
         for length in range(1, min(order, len(train)) + 1):
             # An id stands for all characters but the last, so that codes of any length fit into 64 bits.
-            codes, ids, times = np.unique(
-                ids * vocab_size + tokens[length - 1 :], return_inverse=True, return_counts=True
-            )
+            coded = ids * vocab_size + tokens[length - 1 :]
+            codes, ids, times = np.unique(coded, return_inverse=True, return_counts=True)
             of_context = codes // vocab_size
             context_times = np.bincount(of_context, times, contexts).astype(np.int64)
             context_types = np.bincount(of_context, minlength=contexts)

@@ -19,8 +19,7 @@ from minilm.model.cpu_kernels import keep_freed_memory
 from minilm.model.gpt import MiniGPT
 
 KINDS = ("letter", "digit", "space", "punctuation", "other")
-CONFIDENCE_BINS = 15
-_NEAR = 5  # most likely characters that top5_accuracy counts
+BINS = 15  # of confidence
 _WINDOWS_AT_ONCE = 64
 _LOGITS_AT_ONCE = 1 << 24  # fewer windows where the vocabulary or the window is large; 64 MB in float32
 
@@ -28,7 +27,7 @@ Floats = npt.NDArray[np.floating]
 
 
 class PositionRow(NamedTuple):
-    """The loss with so much context."""
+    """The loss after so much context."""
 
     context: int  # characters before the predicted one in its window
     loss: float  # nats per character
@@ -98,34 +97,35 @@ def evaluate(
 
     Args:
         model: in evaluation mode.
-        tokenizer: knows which ids are letters, white space and so on.
+        tokenizer: the model's.
         tokens: (tokens,), at least 2.
         context: less than block_size; None is half of block_size. More helps the model and is slower.
         batch_size: windows at once at most; changes the result by rounding only.
-        precision: of the matrix products, float32 or bfloat16; what comes after the logits is in float32,
-            and sums are in float64.
+        precision: of the matrix products, float32 or bfloat16; sums are in float64.
 
     Raises:
         InputError: there are too few tokens, or the context is too long.
     """
     keep_freed_memory()
-    kinds = _kinds(tokenizer)
+    names = ["other", *map(kind_of, tokenizer.characters)]  # id 0 is the unknown character
+    kinds = np.array([KINDS.index(name) for name in names])  # of each id, (V,)
     # Rows of sums: a sum's error stays below that of its terms.
     by_position = np.zeros((2, min(model.config.block_size, max(0, len(tokens) - 1))))  # characters, nats
     by_kind = np.zeros((4, len(KINDS)))  # characters, nats, correct, correct among the five most likely
-    by_confidence = np.zeros((3, CONFIDENCE_BINS))  # characters, confidence, correct
+    by_confidence = np.zeros((3, BINS))  # characters, confidence, correct
     for log_probs, targets, scored in _predictions(model, tokens, context, batch_size, precision):
         nats = -_of_targets(log_probs, targets)  # (batch, time)
         log_probs, targets = log_probs[scored], targets[scored]  # (scored, V) and (scored,)
         confidence, guesses = log_probs.max(-1)
         correct = guesses == targets
-        near = (log_probs.topk(min(_NEAR, log_probs.shape[-1])).indices == targets[:, None]).any(-1)
-
+        near = (log_probs.topk(min(5, log_probs.shape[-1])).indices == targets[:, None]).any(-1)
         positions = np.broadcast_to(np.arange(nats.shape[1]), nats.shape)
         by_position += _sums(positions.ravel(), by_position.shape[1], nats.flatten())
         by_kind += _sums(kinds[targets.cpu().numpy()], len(KINDS), nats[scored], correct, near)
         confidence = confidence.exp()
-        by_confidence += _sums(_bins(confidence.cpu().numpy()), CONFIDENCE_BINS, confidence, correct)
+        # A probability on an edge belongs to the bin below it; a device's rounding may get past 1.
+        bins = np.ceil(confidence.cpu().numpy().astype(np.float64) * BINS).astype(np.int64) - 1
+        by_confidence += _sums(bins.clip(0, BINS - 1), BINS, confidence, correct)
     predictions, total_nats, total_correct, total_near = by_kind.sum(1).tolist()
     _, confidence_sums, correct_sums = by_confidence
     loss = total_nats / predictions
@@ -139,24 +139,18 @@ def evaluate(
         calibration_error=float(np.abs(confidence_sums - correct_sums).sum()) / predictions,
         unknown_char_rate=float(np.count_nonzero(tokens == UNKNOWN_ID)) / len(tokens),
         by_position=[
-            PositionRow(context, nats / characters, int(characters))
-            for context, (characters, nats) in enumerate(by_position.T.tolist(), start=1)
+            PositionRow(context, nats / count, int(count))
+            for context, (count, nats) in enumerate(by_position.T.tolist(), start=1)
         ],
         by_kind=[
-            KindRow(kind, nats / characters, correct / characters, int(characters), characters / predictions)
-            for kind, (characters, nats, correct, _) in zip(KINDS, by_kind.T.tolist(), strict=True)
-            if characters
+            KindRow(kind, nats / count, correct / count, int(count), count / predictions)
+            for kind, (count, nats, correct, _) in zip(KINDS, by_kind.T.tolist(), strict=True)
+            if count
         ],
         reliability=[
-            ReliabilityRow(
-                confidence / characters,
-                correct / characters,
-                int(characters),
-                index / CONFIDENCE_BINS,
-                (index + 1) / CONFIDENCE_BINS,
-            )
-            for index, (characters, confidence, correct) in enumerate(by_confidence.T.tolist())
-            if characters
+            ReliabilityRow(confidence / count, correct / count, int(count), i / BINS, (i + 1) / BINS)
+            for i, (count, confidence, correct) in enumerate(by_confidence.T.tolist())
+            if count
         ],
     )
 
@@ -178,11 +172,10 @@ def surprisals(
     Args:
         model: in evaluation mode.
         tokens: (tokens,).
-        context: characters that each has before it at least, where there are so many; less than
-            block_size, and None is half of it.
+        context: characters that each has before it at least, as in `evaluate`.
         first: in [1, tokens): nothing comes before character 0.
         count: at least 1.
-        candidates: most likely characters to return; at most the vocabulary's size come back.
+        candidates: most likely characters to return, if the vocabulary has so many.
 
     Raises:
         InputError: `first` or `context` is out of its range.
@@ -192,10 +185,8 @@ def surprisals(
     context = _require_context(model, context)
     start = max(0, first - max(1, context))
     skipped = first - start - 1  # characters that are scored only since the windows hold them
-    found = []
-    for log_probs, targets, scored in _predictions(
-        model, tokens[start : first + count], context, _WINDOWS_AT_ONCE, torch.float32
-    ):
+    read, found = tokens[start : first + count], []
+    for log_probs, targets, scored in _predictions(model, read, context, _WINDOWS_AT_ONCE, torch.float32):
         log_probs, targets = log_probs[scored], targets[scored]
         likely = log_probs.topk(min(candidates, log_probs.shape[-1]))
         bits = -_of_targets(log_probs, targets) / math.log(2)
@@ -216,12 +207,6 @@ def kind_of(character: str) -> str:
         return "space"
     major = unicodedata.category(character)[0]
     return {"L": "letter", "N": "digit", "P": "punctuation", "S": "punctuation"}.get(major, "other")
-
-
-def _kinds(tokenizer: CharTokenizer) -> npt.NDArray[np.int64]:
-    """Index into KINDS of each id, (V,)."""
-    names = ["other", *map(kind_of, tokenizer.characters)]  # id 0 is the unknown character
-    return np.array([KINDS.index(name) for name in names])
 
 
 def _require_context(model: MiniGPT, context: int | None) -> int:
@@ -254,18 +239,10 @@ def _of_targets(log_probs: Tensor, targets: Tensor) -> Tensor:
     return log_probs.gather(-1, targets[..., None])[..., 0]
 
 
-def _bins(confidence: Floats) -> npt.NDArray[np.int64]:
-    """The bin of each probability; one on an edge belongs to the bin below it."""
-    bins = np.ceil(confidence.astype(np.float64) * CONFIDENCE_BINS).astype(np.int64) - 1
-    return bins.clip(0, CONFIDENCE_BINS - 1)  # a device's rounding may get past 1
-
-
 def _sums(groups: npt.NDArray[np.int64], count: int, *values: Tensor) -> Floats:
     """How many there are in each group, then the sum of each of the values: (1 + values, count)."""
-    return np.stack(
-        [np.bincount(groups, minlength=count).astype(np.float64)]
-        + [np.bincount(groups, value.cpu().numpy(), count) for value in values]
-    )
+    weights = [None, *(value.cpu().numpy() for value in values)]
+    return np.stack([np.bincount(groups, weight, count) for weight in weights]).astype(np.float64)
 
 
 def _exp(nats: float) -> float:

@@ -48,17 +48,8 @@ def stream(
 ) -> Iterator[str]:
     """Yield the prompt, then each new character as soon as it is drawn.
 
-    Args:
-        model: in evaluation mode, in float32.
-        tokenizer: the model's.
-        prompt: at least one character, all of them known to the tokenizer.
-        max_new_tokens: see `minilm.generation.config.Sampling`, as for those that follow.
-        temperature: see Sampling.
-        top_k: see Sampling.
-        top_p: see Sampling.
-        seed: see Sampling.
-        min_p: see Sampling.
-        stop: see Sampling; characters that may begin it are held back until that is decided.
+    The model is in evaluation mode and in float32. What follows the prompt in the arguments are the fields of
+    `minilm.generation.config.Sampling`. Characters that may begin `stop` are held back until that is decided.
 
     Raises:
         InputError: the prompt is empty or has unknown characters, or a value is out of its range.

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -21,78 +21,30 @@ MOST_BITS = 8  # the surprisal from which on all characters have the same color
 _SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
 
-class Picture(NamedTuple):
-    """A picture of the report page: its title, and a caption that says what it shows and how to read it."""
-
-    title: str
-    caption: str
-
-
 # By the names of their files, in the page's order; each is drawn by a function of minilm.report.plots.
-PICTURES = {
-    "attention": Picture(
-        "Attention",
-        "A map for each layer and head. Each row is a character of the prompt or the first sample, each "
-        "column one that stands before it; the darker, the more the head attends to it. A dark diagonal is "
-        "attention to the character itself, a line beside it to the one before; dark columns are characters "
-        "that many later ones attend to.",
-    ),
-    "loss": Picture(
-        "Loss during training",
-        "The loss on the training and validation splits, lower is better. If both still fall at the end, "
-        "more steps help. If the validation loss rises while the training loss falls, the model overfits: "
-        "take more text, dropout or a smaller model. Below is the learning rate.",
-    ),
-    "loss_by_position": Picture(
-        "Loss by context length",
-        "The loss on the test split over how many characters the model could look back on. Where the curve "
-        "is flat, more context no longer helps; if it still falls at its right end, a larger block_size may.",
-    ),
-    "calibration": Picture(
-        "Calibration",
-        "How often the most likely character was the one that came (accuracy), over the probability that the "
-        "model gave it (confidence). Below the diagonal the model is overconfident, above it underconfident. "
-        "The bars show the share of characters in each bin.",
-    ),
-    "loss_by_kind": Picture(
-        "Loss by kind of character",
-        "The loss of each kind of character, and its share of the test split. A space is easy to predict, "
-        "the first letter of a word is not.",
-    ),
-}
+PICTURES = ("attention", "loss", "loss_by_position", "calibration", "loss_by_kind")
+
+_templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 def surprisal_page(evaluation: Mapping[str, Any], dataset: str) -> str:
-    """A passage of the test split, each character colored by its surprisal.
-
-    Args:
-        evaluation: content of reports/evaluation.json.
-        dataset: its name.
-
-    Returns:
-        The page's HTML.
-    """
+    """A passage of the test split, each character colored by its surprisal; from reports/evaluation.json."""
     passage = evaluation["surprisal"]
-    first, text, bits = passage["first"], passage["text"], passage["bits"]
-    return _render(
-        "surprisal.html",
-        spans=[
-            (
-                " " if character == " " else visible(character),
-                int(min(MOST_BITS, surprisal)),
-                character == "\n",
-            )
-            for character, surprisal in zip(text, bits, strict=True)
-        ],
+    characters = zip(passage["text"], passage["bits"], passage["candidates"], strict=True)
+    return _templates.get_template("surprisal.html").render(
+        evaluation,
         details=[
             [visible(character), surprisal, [[visible(other), share] for other, share in candidates]]
-            for character, surprisal, candidates in zip(text, bits, passage["candidates"], strict=True)
+            for character, surprisal, candidates in characters
         ],
-        mean=sum(bits) / len(bits),
         most_bits=MOST_BITS,
-        num_parameters=evaluation["num_parameters"],
-        first=first,
-        last=first + len(bits) - 1,
         dataset=dataset,
     )
 
@@ -100,42 +52,26 @@ def surprisal_page(evaluation: Mapping[str, Any], dataset: str) -> str:
 def report_page(
     *,
     info: ModelInfo,
-    weights_bytes: int,
-    training: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    evaluation: Mapping[str, Any],
-    samples: Mapping[str, Any],
-    kinds: Mapping[str, Sequence[Any]],
-    pictures: Path,
-    params: Mapping[str, Any],
-    defaults: Mapping[str, Any],
+    weights_bytes: int,  # size of the weights file
+    training: Mapping[str, Any],  # content of reports/train.json
+    metrics: Mapping[str, float],  # of metrics.json
+    evaluation: Mapping[str, Any],  # of evaluation.json
+    samples: Mapping[str, Any],  # of samples.json
+    kinds: Mapping[str, Sequence[Any]],  # columns of loss_by_kind.csv, by their names
+    pictures: Path,  # folder with the PNG files of PICTURES
+    params: Mapping[str, Any],  # of the run, by their names in params.yaml
+    defaults: Mapping[str, Any],  # of the same parameters
 ) -> str:
-    """The page that a person opens after a run.
+    """The page that a person opens after a run; it links to surprisal.html and the pictures beside it.
 
     Equal runs give equal bytes: it has no times and no names of machines.
-
-    Args:
-        info: the model's.
-        weights_bytes: size of the weights file.
-        training: content of reports/train.json.
-        metrics: content of reports/metrics.json.
-        evaluation: content of reports/evaluation.json.
-        samples: content of reports/samples.json.
-        kinds: columns of reports/loss_by_kind.csv, by their names.
-        pictures: folder with the PNG files of PICTURES.
-        params: the run's parameters, by their names in params.yaml.
-        defaults: the same parameters' defaults.
-
-    Returns:
-        The page's HTML; it links to surprisal.html and the pictures beside it.
     """
     counted = {
         "unigram model (how often each character occurs)": metrics["unigram_loss"],
         f"{evaluation['ngram_order']}-gram model with back-off": metrics["ngram_loss"],
     }
     guessed = {f"guessing among {info.config.vocab_size:,} characters": math.log(info.config.vocab_size)}
-    return _render(
-        "report.html",
+    return _templates.get_template("report.html").render(
         info=info,
         num_parameters=evaluation["num_parameters"],
         shape=asdict(info.config),
@@ -148,8 +84,7 @@ def report_page(
         samples=samples,
         kinds=list(zip(*kinds.values(), strict=True)),
         pictures={
-            name: (picture, base64.b64encode((pictures / f"{name}.png").read_bytes()).decode())
-            for name, picture in PICTURES.items()
+            name: base64.b64encode((pictures / f"{name}.png").read_bytes()).decode() for name in PICTURES
         },
         command=experiment_command(params, defaults),
         params=params,
@@ -203,17 +138,5 @@ def _perplexity(loss: float) -> str:
     return f"{perplexity:.2f}" if perplexity < 1000 else _number(perplexity)
 
 
-def _render(template: str, **values: Any) -> str:
-    return _templates.get_template(template).render(values)
-
-
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
 _templates.filters |= {"number": _number, "percent": percent, "perplexity": _perplexity, "setting": text_of}
 _templates.globals["LN2"] = math.log(2)

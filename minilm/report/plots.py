@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib import style
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -45,43 +45,30 @@ Table = Mapping[str, Sequence[Any]]  # columns by their names
 
 
 def loss_curves(table: Table, path: Path) -> None:
-    """Draw the losses, and below them the learning rate, over the steps of training.
-
-    Args:
-        table: reports/loss.csv's step, train_loss and val_loss (nats per character), and learning_rate.
-        path: of the PNG.
-    """
+    """Draw the losses, and below them the learning rate, over the steps of training: reports/loss.csv."""
     steps, rate = table["step"], table["learning_rate"]
     marker = "o" if len(steps) <= MOST_MARKERS else None
     with _picture(path, 8, 5.5) as figure:
         losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         losses.plot(steps, table["train_loss"], color=ORANGE, marker=marker, linestyle="--", label="training")
         losses.plot(steps, table["val_loss"], color=BLUE, marker=marker, label="validation")
-        losses.set_ylabel("loss\n(nats per character)")
+        losses.set(ylabel="loss\n(nats per character)")
         losses.legend()
         rates.plot(steps, rate, color=GREEN, marker=marker)
-        rates.set_ylim(0, 1.15 * max(rate) or 1)
-        rates.set_ylabel("learning\nrate")
+        rates.set(ylim=(0, 1.15 * max(rate) or 1), ylabel="learning\nrate", xlabel="step")
         rates.ticklabel_format(axis="y", scilimits=(-2, 4))
-        rates.set_xlabel("step")
         rates.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.align_ylabels()
 
 
 def loss_by_position(table: Table, path: Path) -> None:
-    """Draw the loss over how many characters the model could look back on.
-
-    Args:
-        table: reports/loss_by_position.csv's context, ascending from 1, and loss in nats per character.
-        path: of the PNG.
-    """
+    """Draw the loss over how many characters the model could look back on: reports/loss_by_position.csv."""
     contexts = table["context"]
     with _picture(path, 8, 5) as figure:
         axes = figure.subplots()
         marker = "o" if len(contexts) <= MOST_MARKERS else None
         axes.plot(contexts, table["loss"], color=BLUE, marker=marker)
-        axes.set_xlabel("context (characters before the predicted one)")
-        axes.set_ylabel("loss (nats per character)")
+        axes.set(xlabel="context (characters before the predicted one)", ylabel="loss (nats per character)")
         if len(contexts) > 16:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -93,45 +80,27 @@ def loss_by_position(table: Table, path: Path) -> None:
 def calibration(table: Table, path: Path, error: float) -> None:
     """Draw the accuracy over the confidence (a reliability diagram), and below it the characters of each bin.
 
-    Args:
-        table: reports/calibration.csv: a row for each bin of confidence, with its mean confidence and
-            accuracy (0 to 1), its characters and its edges lower and upper.
-        path: of the PNG.
-        error: the calibration error, mean distance from the diagonal, 0 to 1.
+    The bins are those of reports/calibration.csv; `error` is their mean distance from the diagonal, 0 to 1.
     """
     characters, lower = np.array(table["characters"]), np.array(table["lower"])
     with _picture(path, 7, 7) as figure:
         curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         curve.plot([0, 1], [0, 1], color=GRAY, linestyle="--", label="perfect calibration")
-        curve.plot(
-            table["confidence"], table["accuracy"], color=BLUE, marker="o", clip_on=False, label="the model"
-        )
+        confidence, accuracy = table["confidence"], table["accuracy"]
+        curve.plot(confidence, accuracy, color=BLUE, marker="o", clip_on=False, label="the model")
         curve.set(ylim=(0, 1), ylabel="accuracy", title=f"calibration error {error:.1%}")
         curve.legend(loc="upper left")
-        counts.bar(
-            lower,
-            characters / characters.sum(),
-            width=np.array(table["upper"]) - lower,
-            align="edge",
-            color=BLUE,
-            edgecolor="white",
-        )
-        counts.set(
-            xlim=(0, 1), xlabel="confidence (probability of the most likely character)", ylabel="characters"
-        )
+        shares, widths = characters / characters.sum(), np.array(table["upper"]) - lower
+        counts.bar(lower, shares, widths, align="edge", color=BLUE, edgecolor="white")
+        counts.set(xlim=(0, 1), ylabel="characters")
+        counts.set_xlabel("confidence (probability of the most likely character)")
         for axis in (curve.yaxis, counts.yaxis, counts.xaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
         figure.align_ylabels()
 
 
 def loss_by_kind(table: Table, path: Path) -> None:
-    """Draw a bar for each kind of character, the one with the highest loss on top.
-
-    Args:
-        table: reports/loss_by_kind.csv's kind, loss in nats per character, and share of the scored
-            characters, 0 to 1.
-        path: of the PNG.
-    """
+    """Draw a bar for each kind of character, the highest loss on top: reports/loss_by_kind.csv."""
     rows = sorted(zip(table["loss"], table["kind"], table["share"], strict=True))
     losses = [loss for loss, _, _ in rows]
     with _picture(path, 8, 1.6 + 0.55 * len(rows)) as figure:
@@ -139,19 +108,15 @@ def loss_by_kind(table: Table, path: Path) -> None:
         bars = axes.barh([kind for _, kind, _ in rows], losses, color=BLUE)
         labels = [f"{loss:.2f} nats, {percent(share)} of the split" for loss, _, share in rows]
         axes.bar_label(bars, labels, padding=5)
-        # Room for the label of the longest bar.
-        axes.set_xlim(0, 1.7 * max(losses) or 1)
-        axes.set_xlabel("loss (nats per character)")
+        # With room for the label of the longest bar.
+        axes.set(xlim=(0, 1.7 * max(losses) or 1), xlabel="loss (nats per character)")
         axes.grid(axis="y", visible=False)
 
 
 def attention(weights: npt.NDArray[np.floating], characters: Sequence[str], path: Path) -> None:
     """Draw a map of the attention weights for each layer and head, at most MOST_LAYERS times MOST_HEADS.
 
-    Args:
-        weights: (layers, heads, T, T), rows that sum to 1.
-        characters: T of them, which attend and are attended to.
-        path: of the PNG.
+    The weights are (layers, heads, T, T): each of T characters, a row, attends to those up to itself.
     """
     layers, heads, length, _ = weights.shape
     drawn_layers, drawn_heads = _evenly(layers, MOST_LAYERS), _evenly(heads, MOST_HEADS)
@@ -193,19 +158,15 @@ def attention(weights: npt.NDArray[np.floating], characters: Sequence[str], path
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
         axes.axis("off")
         box = ((right + 0.3) / width, 1 - bottom / height, 0.12 / width, (bottom - top) / height)
-        bar = figure.colorbar(
-            image, cax=figure.add_axes(box), ticks=[0, 0.05, 0.25, 0.5, 1], label="attention weight"
-        )
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        scale = figure.add_axes(box)
+        figure.colorbar(image, cax=scale, ticks=[0, 0.05, 0.25, 0.5, 1], label="attention weight")
+        scale.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 @contextmanager
 def _picture(path: Path, width: float, height: float) -> Iterator[Figure]:
     """An empty figure of so many inches, which is saved when the block ends."""
-    with matplotlib.rc_context():
-        # A user's own matplotlibrc must not change the picture.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with style.context(["default", STYLE]):  # not a user's own matplotlibrc
         figure = Figure((width, height))
         figure.subplots_adjust(1.15 / width, 0.65 / height, 1 - 0.25 / width, 1 - 0.35 / height)
         yield figure
@@ -219,8 +180,8 @@ def _evenly(count: int, most: int) -> list[int]:
 
 def _of(drawn: list[int], count: int, noun: str) -> str:
     """How many were drawn of how many, in words."""
-    share = f"{count}" if len(drawn) == count else f"{len(drawn)} of {count}"
-    return f"{share} {noun}{'s' if count > 1 else ''}"
+    share = "" if len(drawn) == count else f"{len(drawn)} of "
+    return f"{share}{count} {noun}{'s' if count > 1 else ''}"
 
 
 def _drawable(character: str) -> str:

@@ -7,7 +7,7 @@ torchrun starts them and says in the environment which one each is ("PyTorch Dis
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -133,48 +133,28 @@ def parallelize(model: MiniGPT, sharding: str, workers: Workers) -> nn.Module:
     return model
 
 
-# The weights and the optimizer state of a model whose processes may each hold a shard of them. All
-# processes call each function together. If the model is sharded, only the first process gets the result.
+# The state of a model whose processes may each hold a shard of it. All processes call each function
+# together. If the model is sharded, only the first process gets the result.
 
 
-def full_weights(model: MiniGPT) -> dict[str, Tensor]:
-    """A copy of the weights on the CPU."""
-    if is_sharded(model):
-        from torch.distributed.checkpoint.state_dict import get_model_state_dict
-
-        weights: dict[str, Any] = get_model_state_dict(model, options=_full())
-    else:
-        weights = model.state_dict()
-    return {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
-
-
-def full_state(model: MiniGPT, optimizers: list[Optimizer]) -> dict[str, Any]:
-    """Weights and optimizer state, as in `full_weights` but not copied where they are whole already."""
+def full_state(model: MiniGPT, optimizers: Sequence[Optimizer] = ()) -> dict[str, Any]:
+    """Weights and optimizer state, on the CPU if they are sharded, else where they are."""
     if is_sharded(model):
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
-        weights, steps = get_state_dict(model, optimizers, options=_full())
-        return {"model": weights, "optimizers": steps}
+        weights, states = get_state_dict(model, optimizers, options=_full())
+        return {"model": weights, "optimizers": states}
     return {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
 
 
-def load_full_weights(model: MiniGPT, weights: dict[str, Tensor]) -> None:
-    """What `full_weights` gave, back into a model."""
+def load_full_state(model: MiniGPT, state: dict[str, Any], optimizers: Sequence[Optimizer] = ()) -> None:
+    """What `full_state` gave for the same optimizers, back into model and optimizers."""
     if is_sharded(model):
-        from torch.distributed.checkpoint.state_dict import set_model_state_dict
+        from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 
-        set_model_state_dict(model, {**weights}, options=_full())
-    else:
-        model.load_state_dict(weights)
-
-
-def load_full_state(model: MiniGPT, optimizers: list[Optimizer], state: dict[str, Any]) -> None:
-    """What `full_state` gave, back into model and optimizers."""
-    if is_sharded(model):
-        from torch.distributed.checkpoint.state_dict import set_state_dict
-
-        weights, steps = state["model"], state["optimizers"]
-        set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=steps, options=_full())
+        set_model_state_dict(model, {**state["model"]}, options=_full())
+        if optimizers:
+            set_optimizer_state_dict(model, optimizers, state["optimizers"], options=_full())
     else:
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -185,15 +165,15 @@ def full_model(model: MiniGPT) -> MiniGPT:
     """The model itself or, if it is sharded, in the first process a copy that has all the weights."""
     if not is_sharded(model):
         return model
-    weights, full = full_weights(model), MiniGPT(model.config).eval()
+    weights, full = full_state(model)["model"], MiniGPT(model.config).eval()
     if weights:
         full.load_state_dict(weights)
     return full
 
 
 def is_sharded(model: MiniGPT) -> bool:
-    """Whether each process holds only a shard of the parameters, which are then DTensors."""
-    return hasattr(model.token_embedding.weight, "full_tensor")
+    """Whether each process holds only a shard of the parameters: fully_shard adds methods to the model."""
+    return hasattr(model, "unshard")
 
 
 def _full() -> Any:

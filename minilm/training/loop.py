@@ -4,6 +4,7 @@ What is not training itself hangs on the loop: the progress bar (progress.py), c
 (snapshots.py), several processes (distributed.py).
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,14 +23,7 @@ from minilm.errors import InputError, TrainingDiverged
 from minilm.model.cpu_kernels import keep_freed_memory, quote_compiler_paths
 from minilm.model.gpt import MiniGPT
 from minilm.params import TrainParams
-from minilm.training.distributed import (
-    Workers,
-    full_state,
-    full_weights,
-    load_full_state,
-    load_full_weights,
-    parallelize,
-)
+from minilm.training.distributed import Workers, full_state, load_full_state, parallelize
 from minilm.training.optim import clip_gradients, learning_rate_at, make_optimizers, set_learning_rate
 from minilm.training.progress import progress_bar
 from minilm.training.reports import Report
@@ -85,7 +79,7 @@ def train(
             for callback in callbacks:
                 callback()
     if params.keep == "best":
-        load_full_weights(model, training.best_weights)
+        load_full_state(model, training.best)
     model.eval()
     return training.reports
 
@@ -118,7 +112,7 @@ class Training:
         self.step = 0
         self.measured: list[Tensor] = []  # loss and gradient norm of each step since the last report, (2,)
         self.reports: list[Report] = []
-        self.best_weights: dict[str, Tensor] = {}
+        self.best: dict[str, Any] = {}  # the state of the report with the lowest validation loss
         self.timed_from, self.timed_steps = time.perf_counter(), 0
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -179,7 +173,7 @@ class Training:
         )
         lowest = min((past.val_loss for past in self.reports), default=math.inf)
         if self.params.keep == "best" and val_loss < lowest:
-            self.best_weights = full_weights(self.model)
+            self.best = copy.deepcopy(full_state(self.model))
         self.reports.append(latest)
         self.measured.clear()
         self.timed_from, self.timed_steps = time.perf_counter(), 0
@@ -193,13 +187,13 @@ class Training:
             "step": self.step,
             "measured": measured,
             "reports": [tuple(report) for report in self.reports],
-            "best_weights": self.best_weights,
+            "best": self.best,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to what `state` gave."""
-        load_full_state(self.model, self.optimizers, state)
-        self.step, self.best_weights = state["step"], state["best_weights"]
+        load_full_state(self.model, state, self.optimizers)
+        self.step, self.best = state["step"], state["best"]
         self.measured = list(state["measured"].to(self.workers.device).unbind())
         self.reports = [Report(*values) for values in state["reports"]]
 

@@ -63,8 +63,7 @@ def preloaded_python(folder: Path, env: dict[str, str]):
     command = [sys.executable, "-P", __file__, str(address)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as server:
         assert server.stdout.readline() == b"ready\n"
-        yield python
-        server.stdin.close()  # which ends it
+        yield python  # after which its stdin is closed, and it ends
 
 
 def serve(address: str) -> list[str]:
