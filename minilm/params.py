@@ -280,13 +280,12 @@ def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
 def _cross_problems(values: Mapping[str, Any]) -> list[str]:
     """The rules between keys, for those keys that are there and valid by themselves."""
     problems = []
-    width, heads, block, context, batch, parts = map(
-        values.get,
-        ("embed_dim", "num_heads", "block_size", "eval_context", "batch_size", "grad_accumulation"),
-    )
+    width, heads = values.get("embed_dim"), values.get("num_heads")
+    batch, parts = values.get("batch_size"), values.get("grad_accumulation")
+    context, block = values.get("eval_context"), values.get("block_size")
     if width and heads and width % heads:
         problems.append(
-            f"embed_dim: {width} is not divisible by num_heads, {heads}; take {-(-width // heads) * heads}"
+            f"embed_dim: {width} is not divisible by num_heads, {heads}; take {width + heads - width % heads}"
         )
     elif width and heads and values.get("position") == "rope" and width // heads % 2:
         problems.append(

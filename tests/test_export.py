@@ -252,7 +252,7 @@ def test_the_former_command_exports_what_runs_where_there_is_no_minilm(exported,
     report, text, *_, ids, modules = done.stdout.splitlines()
     assert report == (
         f"export: deep/er/out: GPT-2 with {model.num_parameters:,} parameters; README.md with no metrics, "
-        "since no evaluation of this model was found"
+        "since this model has no evaluation"
     )
     assert text.startswith("The ")
     assert ids == "ids " + str(tokenizer.encode("The\n Ω").tolist())

@@ -16,15 +16,18 @@ from minilm.data.tokenizer import Ids
 from minilm.errors import InputError
 
 Batch = npt.NDArray[np.int64]
-Pair = tuple[
-    Batch, Batch
-]  # inputs and targets, both (batch, time): a target is the character after its input
+# Inputs and targets, both (batch, time): the target of a character is the one after it.
+Pair = tuple[Batch, Batch]
 _FORGET_ABOVE = 32 << 20  # bytes of a token file
 _WINDOWS_AT_ONCE = 8  # of such a file
 
 
 def open_tokens(path: str | Path) -> Ids:
-    """The token file as an array on disk, (tokens,): what is not used is not read."""
+    """The token file as an array on disk, (tokens,): what is not used is not read.
+
+    Raises:
+        InputError: there is no such file.
+    """
     try:
         return np.load(path, mmap_mode="r")
     except FileNotFoundError:
@@ -41,10 +44,10 @@ class RandomBatches:
     tokens: Ids  # (tokens,), longer than block_size
     batch_size: int  # windows a batch
     block_size: int  # characters a window
-    seed: int
+    seed: int  # the same seed gives the same batches
 
     def at(self, step: int) -> Pair:
-        """Inputs and targets of a step, counted from 1."""
+        """The inputs and targets of a step, both (batch, time)."""
         rng = np.random.default_rng([self.seed, step])
         starts = rng.integers(0, len(self.tokens) - self.block_size, size=self.batch_size)
         return _windows(self.tokens, starts, self.block_size)
@@ -74,8 +77,13 @@ class ScoringBatch(NamedTuple):
 def scoring_batches(tokens: Ids, block_size: int, context: int, batch_size: int) -> Iterator[ScoringBatch]:
     """Overlapping windows that score every token of a split once, but for the first.
 
-    A scored token has at least `context` tokens, in [0, block_size), before it in its window, where the
-    split has them. There must be 2 tokens.
+    A scored token has at least `context` tokens before it in its window, where the split has them.
+
+    Args:
+        tokens: (tokens,), at least 2.
+        block_size: tokens a window.
+        context: tokens that a window only reads, in [0, block_size); the others are scored.
+        batch_size: windows a batch.
     """
     predictions = len(tokens) - 1
     width = min(block_size, predictions)

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -19,18 +19,13 @@ from minilm.errors import InputError, UserError
 from minilm.files import all_or_nothing
 from minilm.generation.config import Sampling
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and export."""
     parser = argparse.ArgumentParser(
         prog="python -m minilm.deploy.huggingface",
-        description="Write a trained model as a folder that AutoModelForCausalLM.from_pretrained and "
-        "AutoTokenizer.from_pretrained load without MiniLM, with a model card.",
-        epilog="Which settings map to which architecture is in docs/export.md. The card's metrics come from "
-        "reports/ of the model's project.",
+        description="Write a trained model, with a model card, for transformers to load without MiniLM.",
+        epilog="docs/export.md has the settings that map and the architectures that they map to.",
     )
     parser.add_argument("folder", type=Path, help="the model folder, such as models/minilm")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; it must be new or empty")
@@ -61,15 +56,12 @@ def export(folder: Path, out: Path) -> str:
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging
     except ImportError as error:
-        raise InputError(
-            f"this needs the package transformers ({error}): pip install -e '.[export]'"
-        ) from None
+        raise InputError(f"this needs transformers ({error}): pip install -e '.[export]'") from None
     logging.disable_progress_bar()
 
     model, tokenizer = load(folder)
-    stock = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(architecture.model_type, **architecture.configuration(model))
-    )
+    configuration = AutoConfig.for_model(architecture.model_type, **architecture.configuration(model))
+    stock = AutoModelForCausalLM.from_config(configuration)
     stock.load_state_dict(architecture.weights(model))
     stock.generation_config = GenerationConfig(
         do_sample=True,
@@ -84,33 +76,23 @@ def export(folder: Path, out: Path) -> str:
         as_fast_tokenizer(tokenizer, info.config.block_size).save_pretrained(new)
         card = model_card(info, tokenizer, architecture, model.num_parameters, metrics)
         (new / "README.md").write_text(card, encoding="utf-8")
-    found = (
-        f"{len(metrics)} metrics" if metrics else "no metrics, since no evaluation of this model was found"
-    )
+    found = f"{len(metrics)} metrics" if metrics else "no metrics, since this model has no evaluation"
     return f"{architecture.name} with {model.num_parameters:,} parameters; README.md with {found}"
 
 
-def as_fast_tokenizer(tokenizer: CharTokenizer, block_size: int) -> "PreTrainedTokenizerFast":
-    """The same characters with the same ids, as a tokenizer of the library tokenizers.
+def as_fast_tokenizer(tokenizer: CharTokenizer, block_size: int) -> Any:
+    """The same characters with the same ids, as a PreTrainedTokenizerFast of transformers.
 
     Byte-pair encoding without any merges leaves each character alone. It has no special tokens, which would
     be cut out of a text in which they occur, and changes no character before it looks it up.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.decoders import Fuse
-    from tokenizers.models import BPE
+    from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
     characters = UNKNOWN_CHARACTER + tokenizer.characters
-    backend = Tokenizer(
-        BPE(
-            vocab={character: number for number, character in enumerate(characters)},
-            merges=[],
-            unk_token=UNKNOWN_CHARACTER,
-            fuse_unk=False,
-        )
-    )
-    backend.decoder = Fuse()
+    vocab = {character: number for number, character in enumerate(characters)}
+    backend = Tokenizer(models.BPE(vocab, merges=[], unk_token=UNKNOWN_CHARACTER, fuse_unk=False))
+    backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=block_size,

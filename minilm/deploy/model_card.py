@@ -7,11 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import StrictUndefined, Template
 
 from minilm.checkpoint import ModelInfo
-from minilm.data.provenance import Source
 from minilm.data.tokenizer import CharTokenizer
 from minilm.deploy.hf_architectures import Architecture
 from minilm.evaluation.metrics import MEANINGS
@@ -36,6 +34,7 @@ def model_card(
     prompt = "The "
     if tokenizer.unknown_characters(prompt) or info.config.block_size <= len(prompt):
         prompt = next(filter(str.isalpha, tokenizer.characters), tokenizer.characters[0])
+    kind, _, name = info.data.origin.partition(":")
     template = Template(
         Path(__file__).with_suffix(".md").read_text(encoding="utf-8"),
         undefined=StrictUndefined,
@@ -44,14 +43,17 @@ def model_card(
         keep_trailing_newline=True,
     )
     return template.render(
-        head=yaml.safe_dump(
-            _metadata(info.data, architecture, metrics), sort_keys=False, allow_unicode=True, width=math.inf
-        ),
         info=info,
         architecture=architecture,
         num_parameters=num_parameters,
         num_characters=len(tokenizer.characters),
+        hub=name.split(":") if kind == "hub" else [],
         metrics=[(MEANINGS[key], value) for key, value in metrics.items()],
+        hub_metrics=[
+            (key.removeprefix("test_"), MEANINGS[key].name, value)
+            for key, value in metrics.items()
+            if key.startswith("test_") and math.isfinite(value)  # the Hub's JSON has no infinity
+        ],
         prompt=json.dumps(prompt),
         data=_lines(asdict(info.data)),
         settings=_lines(asdict(info.config) | info.params | info.environment),
@@ -62,45 +64,12 @@ def find_metrics(folder: Path, model_sha256: str) -> dict[str, float]:
     """The metrics of a model folder PROJECT/models/NAME from PROJECT/reports, if they are this model's."""
     reports = folder.resolve().parent.parent / "reports"
     try:
-        evaluation, metrics = (
-            json.loads((reports / name).read_text(encoding="utf-8"))
-            for name in ("evaluation.json", "metrics.json")
-        )
+        evaluation = json.loads((reports / "evaluation.json").read_text(encoding="utf-8"))
+        metrics = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
     except OSError:
         return {}
-    if evaluation["model_sha256"] != model_sha256:
-        return {}
-    return {key: metrics[key] for key in MEANINGS if key in metrics}
-
-
-def _metadata(data: Source, architecture: Architecture, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """What the Hub sorts and shows models by."""
-    metadata: dict[str, Any] = {
-        "license": "mit",
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["minilm", "character-level", architecture.model_type],
-    }
-    kind, _, name = data.origin.partition(":")
-    name, _, subset = name.partition(":")
-    if data.origin == "sample" or name == "Salesforce/wikitext":
-        metadata["language"] = ["en"]
-    if kind == "hub":
-        metadata["datasets"] = [name]
-    # JSON, which the Hub makes of this, has no infinity.
-    results = [
-        {"type": key.removeprefix("test_"), "name": MEANINGS[key].name, "value": value}
-        for key, value in metrics.items()
-        if key.startswith("test_") and math.isfinite(value)
-    ]
-    if results:
-        dataset = {"name": data.origin, "type": name if kind == "hub" else "text", "split": "test"}
-        if subset:
-            dataset["config"] = subset
-        task = {"type": "text-generation", "name": "Text generation"}
-        result = {"task": task, "dataset": dataset, "metrics": results}
-        metadata["model-index"] = [{"name": "MiniLM", "results": [result]}]
-    return metadata
+    is_this_model = evaluation["model_sha256"] == model_sha256
+    return {key: metrics[key] for key in MEANINGS if is_this_model and key in metrics}
 
 
 def _lines(values: Mapping[str, Any]) -> str:

@@ -40,17 +40,8 @@ MAX_NEW_TOKENS_OF_ALL = 20_000
 MAX_SECONDS = 30.0  # MLflow's server itself gives up after 60 s
 PACKAGE = Path(__file__).parent.parent
 # Parts of the package that the served model does not need: each file is a request to a remote store.
-NOT_SERVED = (
-    "__pycache__",
-    "evaluation",
-    "report",
-    "tracking",
-    "training",
-    "sample_text",
-    "corpus.py",
-    "batches.py",
-)
-NOT_SERVED += ("device.py", "export.py", "hf_architectures.py", "huggingface.py", "model_card.*", "params.py")
+NOT_SERVED = ("__pycache__", "evaluation", "report", "tracking", "training", "deploy", "sample_text")
+NOT_SERVED_FILES = ("corpus.py", "batches.py", "device.py", "export.py", "params.py")
 PACKAGES = ("mlflow", "numpy", "safetensors", "torch")  # what the served model imports
 
 
@@ -111,31 +102,27 @@ class TextGenerator(PythonModel):
         return self._streams([model_input], params)[0]
 
     def _streams(self, prompts: list[Any], params: dict[str, Any] | None) -> list[Iterator[str]]:
-        """The pieces of each text, computed when they are read."""
+        """The pieces of each text, computed when they are read; MlflowException for what is not allowed."""
         from minilm.generation.text import stream
 
         try:
             settings = Sampling(**{key: value for key, value in (params or {}).items() if value is not None})
-            _check(prompts, settings)
+            for prompt in prompts:
+                if not isinstance(prompt, str):
+                    raise InputError(f"a prompt must be a string, not {prompt!r:.40}")
+            tokens = settings.max_new_tokens
+            for name, size, limit in (
+                ("number of prompts", len(prompts), MAX_PROMPTS),
+                ("characters of a prompt", max(map(len, prompts), default=0), MAX_PROMPT_CHARACTERS),
+                ("characters of stop", len(settings.stop), MAX_STOP_CHARACTERS),
+                ("max_new_tokens", tokens, MAX_NEW_TOKENS),
+                ("max_new_tokens of all prompts", tokens * len(prompts), MAX_NEW_TOKENS_OF_ALL),
+            ):
+                if size > limit:
+                    raise InputError(f"{name}: {size} is more than {limit}, the limit of a request")
             return [stream(self.model, self.tokenizer, prompt, **asdict(settings)) for prompt in prompts]
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-
-
-def _check(prompts: list[Any], settings: Sampling) -> None:
-    """Raise InputError for a prompt that is no string and for what is beyond a limit."""
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise InputError(f"a prompt must be a string, not {prompt!r:.40}")
-    for name, size, limit in (
-        ("number of prompts", len(prompts), MAX_PROMPTS),
-        ("characters of a prompt", max(map(len, prompts), default=0), MAX_PROMPT_CHARACTERS),
-        ("characters of stop", len(settings.stop), MAX_STOP_CHARACTERS),
-        ("max_new_tokens", settings.max_new_tokens, MAX_NEW_TOKENS),
-        ("max_new_tokens of all prompts", settings.max_new_tokens * len(prompts), MAX_NEW_TOKENS_OF_ALL),
-    ):
-        if size > limit:
-            raise InputError(f"{name}: {size} is more than {limit}, the limit of a request")
 
 
 def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
@@ -175,7 +162,9 @@ def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
     )
     mlflow.set_tracking_uri(client.tracking_uri)
     with TemporaryDirectory() as code, warnings.catch_warnings():
-        shutil.copytree(PACKAGE, Path(code) / "minilm", ignore=shutil.ignore_patterns(*NOT_SERVED))
+        shutil.copytree(
+            PACKAGE, Path(code) / "minilm", ignore=shutil.ignore_patterns(*NOT_SERVED, *NOT_SERVED_FILES)
+        )
         # MLflow recommends an input example, but would load the model to try it.
         warnings.simplefilter("ignore", UserWarning)
         mlflow.pyfunc.log_model(

@@ -26,8 +26,12 @@ MEANINGS = {
     ),
     "test_accuracy": Meaning("accuracy", "%", "characters that were the model's first guess"),
     "test_top5_accuracy": Meaning("top-5 accuracy", "%", "characters among the model's five first guesses"),
-    "test_calibration_error": Meaning("calibration error", "%", "mean distance of confidence and accuracy"),
+    "test_calibration_error": Meaning(
+        "calibration error", "%", "mean distance between the model's confidence and its accuracy"
+    ),
     "unknown_char_rate": Meaning("unknown characters", "%", "characters that the vocabulary lacks"),
-    "unigram_loss": Meaning("unigram loss", _NATS, "of a model that knows how often each character occurs"),
+    "unigram_loss": Meaning(
+        "unigram loss", _NATS, "of a model that knows how often each character occurs, and no more"
+    ),
     "ngram_loss": Meaning("n-gram loss", _NATS, "of a model that counted what follows each few characters"),
 }

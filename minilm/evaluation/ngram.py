@@ -62,7 +62,7 @@ class NGramModel:
     to "Modeling for text compression" (Bell, Witten and Cleary, 1989), as interpolated in "An Empirical
     Study of Smoothing Techniques for Language Modeling" (Chen and Goodman, 1998).
 
-    `train`, (tokens,), has ids in [0, vocab_size).
+    The ids of `train`, (tokens,), lie in [0, vocab_size); `order` is at least 1.
     """
 
     def __init__(self, train: Ids, vocab_size: int, order: int):

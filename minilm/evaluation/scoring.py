@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.floating]
 
 
 class PositionRow(NamedTuple):
-    """The loss after so much context."""
+    """The loss with so much context."""
 
     context: int  # characters before the predicted one in its window
     loss: float  # nats per character
@@ -101,7 +101,8 @@ def evaluate(
         tokens: (tokens,), at least 2.
         context: less than block_size; None is half of block_size. More helps the model and is slower.
         batch_size: windows at once at most; changes the result by rounding only.
-        precision: of the matrix products, float32 or bfloat16; sums are in float64.
+        precision: of the matrix products, float32 or bfloat16; what comes after the logits is in float32,
+            and sums are in float64.
 
     Raises:
         InputError: there are too few tokens, or the context is too long.
@@ -185,8 +186,8 @@ def surprisals(
     context = _require_context(model, context)
     start = max(0, first - max(1, context))
     skipped = first - start - 1  # characters that are scored only since the windows hold them
-    read, found = tokens[start : first + count], []
-    for log_probs, targets, scored in _predictions(model, read, context, _WINDOWS_AT_ONCE, torch.float32):
+    passage, found = tokens[start : first + count], []
+    for log_probs, targets, scored in _predictions(model, passage, context, _WINDOWS_AT_ONCE, torch.float32):
         log_probs, targets = log_probs[scored], targets[scored]
         likely = log_probs.topk(min(candidates, log_probs.shape[-1]))
         bits = -_of_targets(log_probs, targets) / math.log(2)
