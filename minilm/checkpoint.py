@@ -29,25 +29,15 @@ WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What config.json says of a model.
-
-    Attributes:
-        config: the model's shape.
-        params: the parameters that trained it, by their names in params.yaml.
-        data: where the text came from.
-        environment: torch's version, device, precision and threads, on which the bytes depend.
-        model_sha256: digest of model.safetensors, by which MLflow's run of the model is found.
-        folder_sha256: digest of config.json, which holds those of the other two files.
-        tokenizer_sha256: digest of tokenizer.json.
-    """
+    """What config.json says of a model."""
 
     config: ModelConfig
-    params: dict[str, Any]
+    params: dict[str, Any]  # that trained it, by their names in params.yaml
     data: Source
-    environment: dict[str, Any]
-    model_sha256: str
+    environment: dict[str, Any]  # torch's version, device, precision, threads: the bytes depend on them
+    model_sha256: str  # of model.safetensors, by which MLflow's run of the model is found
     tokenizer_sha256: str
-    folder_sha256: str
+    folder_sha256: str  # of config.json, which holds the digests of the other two files
 
 
 def save(

@@ -16,23 +16,14 @@ MODEL = "models/minilm"
 
 
 class Version(NamedTuple):
-    """A state of the project that has a model in dvc.lock.
+    """A state of the project that has a model in dvc.lock."""
 
-    Attributes:
-        rev: the commit, or `workspace`.
-        experiment: the name of the DVC experiment, if it is one.
-        baseline: the commit that the experiment was run on.
-        digest: DVC's MD5 of the model folder.
-        params: by their names in params.yaml.
-        metrics: by their names in the reports.
-    """
-
-    rev: str
-    experiment: str | None
-    baseline: str
-    digest: str
-    params: dict[str, Any]
-    metrics: dict[str, float]
+    rev: str  # the commit, or `workspace`
+    experiment: str | None  # its name, if it is a DVC experiment
+    baseline: str  # the commit that the experiment was run on
+    digest: str  # DVC's MD5 of the model folder
+    params: dict[str, Any]  # by their names in params.yaml
+    metrics: dict[str, float]  # by their names in the reports
 
 
 def versions(root: Path, all_commits: bool = True) -> list[Version]:

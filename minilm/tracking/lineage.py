@@ -35,15 +35,13 @@ class Lineage:
         root: the project's main folder.
         name: a model folder, a run id, an experiment's name, or the beginning of a SHA-256.
 
-    Attributes:
-        info: what its config.json says; None if only MLflow knows the model.
-        runs: MLflow's runs of it.
-        no_store: why there is no MLflow store, if there is none.
-        versions: states of the project whose dvc.lock names it, the experiments first.
-
     Raises:
         InputError: there is no such model, or several.
     """
+
+    info: ModelInfo | None  # None if only MLflow knows the model
+    runs: list[Run]
+    versions: list[Version]  # states of the project whose dvc.lock names it, the experiments first
 
     def __init__(self, root: Path, name: str):
         self.root, self.no_store = root, ""

@@ -94,7 +94,8 @@ def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> st
     store.note_experiment(client, run, tags.get("dvc_experiment"))
     if not (run.inputs and run.inputs.dataset_inputs):
         store.log_dataset(client, run_id, info.data)
-    _log_curves(client, run_id, project / REPORTS)
+    if (project / REPORTS / "loss.csv").is_file():
+        _log_curves(client, run_id, project / REPORTS)
     _log_results(client, run, project, info)
     log_model(client, run_id, project / MODEL)
     if run.info.status != "FINISHED":
@@ -109,16 +110,10 @@ def _log_curves(client: MlflowClient, run_id: str, reports: Path) -> None:
     summary = json.loads((reports / "train.json").read_text())
     store.log_params(client, run_id, {"num_parameters": summary["num_parameters"]})
     points.append((0, {key: summary[key] for key in ("best_step", "best_val_loss")}))
-    logged = {
-        key: {point.step for point in client.get_metric_history(run_id, key)}
-        for _, row in points
-        for key in row
-    }
-    _log_metrics(
-        client,
-        run_id,
-        [(key, float(row[key]), step) for step, row in points for key in row if step not in logged[key]],
-    )
+    logged = {key: client.get_metric_history(run_id, key) for _, row in points for key in row}
+    steps = {key: {point.step for point in history} for key, history in logged.items()}
+    missing = [(key, float(row[key]), step) for step, row in points for key in row if step not in steps[key]]
+    _log_metrics(client, run_id, missing)
 
 
 def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo) -> None:
@@ -127,11 +122,10 @@ def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo)
     params = load_params(project / "params.yaml")
     logged = {key: value for part in (params.download, params.encode) for key, value in part}
     store.log_params(client, run_id, logged | info.params | store.environment_params(info.environment))
-    evaluation, samples = (
-        json.loads((reports / f"{name}.json").read_text()) for name in ("evaluation", "samples")
-    )
-    if not evaluation["model_sha256"] == samples["model_sha256"] == info.model_sha256:
-        return  # they are of another model: the stages have yet to run
+    found = [reports / f"{name}.json" for name in ("evaluation", "samples")]
+    evaluation, samples = (json.loads(file.read_text()) if file.is_file() else {} for file in found)
+    if any(content.get("model_sha256") != info.model_sha256 for content in (evaluation, samples)):
+        return  # the stages have yet to run for this model
     settings = {
         "evaluate": {"eval_context": evaluation["eval_context"]},
         "sample": {"prompt": samples["prompt"], **samples["settings"]},

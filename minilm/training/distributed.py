@@ -26,19 +26,12 @@ from minilm.model.gpt import MiniGPT
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that train together, as one of them sees them.
+    """The processes that train together, as one of them sees them."""
 
-    Attributes:
-        device: where this one works.
-        rank: which one this is, from 0; only the first writes files and logs.
-        count: how many there are.
-        host_group: for agreements between the processes, which wait for no GPU.
-    """
-
-    device: torch.device
-    rank: int = 0
+    device: torch.device  # of this one
+    rank: int = 0  # of this one; only the first writes files and logs
     count: int = 1
-    host_group: Any = None
+    host_group: Any = None  # for agreements between the processes, which wait for no GPU
 
     def share(self, batch: Tensor) -> Tensor:
         """This process's rows of a batch: (batch, ...) -> (batch / count, ...)."""
