@@ -10,7 +10,6 @@ It only reads, and prints YAML; under `missing` stands what it cannot find.
 
 import argparse
 import os
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -73,20 +72,17 @@ class Lineage:
             )
 
     def _find_runs(self, name: str) -> list[Run]:
-        if self.info:
-            conditions = [store.same_model(self.info)]
-        else:
-            word = re.sub("[^-.0-9A-Za-z_]", "", name)  # a quote would end MLflow's condition
-            conditions = [f"attributes.run_id = '{word}'", f"tags.dvc_experiments LIKE '%{word}%'"]
-            if re.fullmatch("[0-9a-f]{8,64}", name):
-                conditions.append(f"tags.model_sha256 LIKE '{name}%'")
         try:
-            client, experiment = store.open_store(self.root, create=False)
-            found = next(filter(None, (store.search_runs(client, experiment, c) for c in conditions)), [])
+            runs = store.search_runs(*store.open_store(self.root, create=False))
         except Exception as error:  # MLflow's, SQLAlchemy's, those of requests
             self.no_store = store.first_line(error)
             return []
-        if len(models := {run.data.tags.get("model_sha256", "")[:16] for run in found}) > 1:
+        if self.info:
+            return [run for run in runs if store.model_tags(self.info).items() <= run.data.tags.items()]
+        digests = {run.info.run_id: run.data.tags.get("model_sha256", "") for run in runs}
+        found = [run for run in runs if name == run.info.run_id or name in store.experiments_of(run)]
+        found = found or [run for run in runs if len(name) >= 8 and digests[run.info.run_id].startswith(name)]
+        if len(models := {digests[run.info.run_id][:16] for run in found}) > 1:
             raise InputError(f"{name}: there are several such models: {', '.join(models)}")
         return found
 

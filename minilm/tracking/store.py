@@ -42,11 +42,7 @@ def store_uri(root: Path) -> str:
 
 
 def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
-    """A client of the store, and the id of the experiment `minilm` in it.
-
-    Args:
-        root: the project's main folder.
-        create: make the store and the experiment if they are missing.
+    """A client of the store, and the id of the experiment `minilm` in it, made if missing and `create`.
 
     Raises:
         StoreUnavailable: a server does not answer, or the store is missing and not to be made.
@@ -81,12 +77,8 @@ def search_runs(client: MlflowClient, experiment: str, condition: str = "") -> l
 
 def find_run(client: MlflowClient, experiment: str, model: ModelInfo) -> Run | None:
     """The run of the model: of equal weights and config.json. Of several the oldest."""
-    return next(reversed(search_runs(client, experiment, same_model(model))), None)
-
-
-def same_model(model: ModelInfo) -> str:
-    """MLflow's condition for a run of the model."""
-    return " and ".join(f"tags.{tag} = '{digest}'" for tag, digest in model_tags(model).items())
+    condition = " and ".join(f"tags.{tag} = '{digest}'" for tag, digest in model_tags(model).items())
+    return next(reversed(search_runs(client, experiment, condition)), None)
 
 
 def model_tags(model: ModelInfo) -> dict[str, str]:

@@ -29,17 +29,11 @@ if TYPE_CHECKING:
     from minilm.training.loop import Training
 
 DIGEST_LENGTH = 64
-# Saving may take at most this share of the time, whatever the interval.
-LARGEST_SHARE = 0.005
+LARGEST_SHARE = 0.005  # of the time that saving may take, whatever the interval
 
 
 class Snapshots:
-    """The checkpoints of one training.
-
-    Args:
-        folder: theirs alone.
-        interval: seconds between two of them.
-    """
+    """The checkpoints of one training, in a folder of their own, `interval` seconds apart."""
 
     def __init__(self, folder: str | Path, interval: float):
         self.folder, self.interval = Path(folder), interval
@@ -144,19 +138,15 @@ def one_at_a_time(lock: FileLock, workers: Workers) -> Iterator[None]:
 
 @contextmanager
 def interruption() -> Iterator[list[str]]:
-    """A list that receives the name of SIGINT or SIGTERM, which then does not end the process.
-
-    Only in the main thread; elsewhere the list stays empty, as Python allows no handlers.
-    """
+    """A list that receives the name of SIGINT or SIGTERM, which then does not end the process."""
     received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield received
     finally:
