@@ -134,6 +134,7 @@ def test_told_to_stop_three_processes_resume_to_the_same_bytes(alone):
     expected = [path.read_bytes() for path in outputs]
     printed = at_step_5(alone, stage(3), psutil.Process.terminate)
     assert re.search(r"error: stopped by .* after step \d+ of 20; the checkpoint is saved", printed), printed
+    assert "Unable to shutdown" not in printed, printed  # torchrun kills what has not ended after 30 seconds
     assert re.search(r"resuming from the checkpoint after step \d+ of 20", alone.run(*stage(3)).stdout)
     assert [path.read_bytes() for path in outputs] == expected
 

@@ -63,7 +63,7 @@ class LiveRun(NullRun):
 
     def __init__(self, *arguments: Any):
         self.on = True
-        self._sent: list[threading.Thread] = []
+        self._sending: list[threading.Thread] = []
         self._start(*arguments)
 
     @turned_off_by_a_failure
@@ -91,19 +91,18 @@ class LiveRun(NullRun):
 
     @turned_off_by_a_failure
     def log_report(self, report: Any) -> None:
-        """Send it asynchronously; a step that the run has already is left as it is."""
+        """Send it from a thread; a step that the run has already is left as it is."""
         if report.step not in self._logged_steps:
             now, values = int(time.time() * 1000), report._asdict()
             points = [Metric(key, values[key], now, report.step) for key in values if key != "step"]
-            operation = self.client.log_batch(self.run_id, points, synchronous=False)
-            # Only who waits learns of a failure.
-            thread = threading.Thread(target=self._wait_for, args=(operation,), daemon=True)
+            # Not MLflow's own asynchronous logging, which waits up to a second when the process ends.
+            thread = threading.Thread(target=self._send, args=(points,), daemon=True)
             thread.start()
-            self._sent.append(thread)
+            self._sending.append(thread)
 
     @turned_off_by_a_failure
-    def _wait_for(self, operation: Any) -> None:
-        operation.wait()
+    def _send(self, points: list[Metric]) -> None:
+        self.client.log_batch(self.run_id, points)
 
     @turned_off_by_a_failure
     def log_model(self, model: ModelInfo) -> None:
@@ -127,9 +126,9 @@ class LiveRun(NullRun):
 
     def _await_sent(self) -> None:
         end = time.monotonic() + END_TIMEOUT
-        for thread in self._sent:
+        for thread in self._sending:
             thread.join(max(0, end - time.monotonic()))
-        if any(thread.is_alive() for thread in self._sent):
+        if any(thread.is_alive() for thread in self._sending):
             raise TimeoutError(f"no answer within {END_TIMEOUT:g} s")
 
 

@@ -113,6 +113,7 @@ def checkpointing(training: "Training", snapshots: Snapshots) -> Iterator[Callab
                 state = training.state()
                 if training.workers.rank == 0:
                     snapshots.save(training.step, state)
+                training.workers.any(False)  # the others wait until it is saved
             if stop:
                 raise TrainingInterrupted(
                     f"stopped by {' '.join(signals) or 'another process'} after step {training.step} of "
