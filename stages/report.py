@@ -1,6 +1,7 @@
 """report: what train, evaluate and sample wrote -> pictures and pages in reports/, and the run in MLflow."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,28 @@ from minilm.errors import InputError
 from minilm.files import all_or_nothing
 from minilm.params import FIELDS, load_params
 from minilm.report import html, plots
-from minilm.tracking.run import warn
-from minilm.tracking.sync import sync
 from stages import project_root, run
 
 MODEL, REPORTS = Path("models/minilm"), Path("reports")
 
 
 def main() -> None:
-    """Draw the pictures, write the pages, and make MLflow's run of the model complete."""
+    """Write the report, and make MLflow's run of the model complete."""
+    with ProcessPoolExecutor(1) as pool:
+        written = pool.submit(write_report)
+        # MLflow takes as long to import as the report to draw: one core for each.
+        from minilm.tracking.run import warn
+        from minilm.tracking.sync import sync
+
+        written.result()
+    try:
+        sync(project_root(), Path.cwd())
+    except Exception as error:  # MLflow's, SQLAlchemy's, those of requests: a view must not fail the pipeline
+        warn(error)
+
+
+def write_report() -> None:
+    """Draw the pictures and write the pages."""
     params = load_params("params.yaml").report
     info = read_info(MODEL)
     print("report:", info.data)
@@ -54,10 +68,6 @@ def main() -> None:
         page = html.surprisal_page(evaluation, info.data.dataset)
         (new / "surprisal.html").write_text(page, encoding="utf-8")
     print(f"report: open {REPORTS / 'report.html'}")
-    try:
-        sync(project_root(), Path.cwd())
-    except Exception as error:  # MLflow's, SQLAlchemy's, those of requests: a view must not fail the pipeline
-        warn(error)
 
 
 def read_json(path: Path) -> dict[str, Any]:

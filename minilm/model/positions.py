@@ -40,7 +40,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     The pair (i, i + D/2) is rotated by t / 10000^(2i/D), so that the product of a query and a key depends on
     their distance only: RoPE, "RoFormer: Enhanced Transformer with Rotary Position Embedding" (Su et al.,
-    2021). The paper pairs neighbours; this pairing, Llama's, is the same up to the order of channels.
+    2021). The paper pairs neighbors; this pairing, Llama's, is the same up to the order of channels.
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)

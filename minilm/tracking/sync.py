@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from minilm.checkpoint import ModelInfo, read_info
@@ -20,7 +21,6 @@ from minilm.errors import UserError
 from minilm.files import sha256_of
 from minilm.params import load_params
 from minilm.tracking import store
-from minilm.tracking.experiments import MODEL, model_info, open_files, versions
 from minilm.tracking.run import end_dead_runs, interrupted_run
 from minilm.training.fingerprint import fingerprint
 
@@ -29,7 +29,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-REPORTS = "reports"
+MODEL, REPORTS = "models/minilm", "reports"
 _METRICS_PER_BATCH = 1000  # MLflow's limit
 
 
@@ -48,7 +48,10 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
 
     Yields their names and run ids; raises as `sync` does.
     """
+    from minilm.tracking.experiments import model_info, open_files, versions  # DVC takes time to import
+
     client, experiment = store.open_store(root)
+    end_dead_runs(client, experiment, root)
     if (root / MODEL).is_dir():
         yield MODEL, sync(root, root)
     for version in versions(root):
@@ -83,8 +86,10 @@ def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> st
     run = store.find_run(client, experiment, info)
     if tags is None:
         end_dead_runs(client, experiment, root)
-        tags, training = store.origin_tags(), fingerprint(project, info.params, info.environment)
-        run = run or interrupted_run(client, experiment, root, training)
+        tags = store.origin_tags()
+        with suppress(FileNotFoundError):  # where only the model was pulled, no training was interrupted
+            training = fingerprint(project, info.params, info.environment)
+            run = run or interrupted_run(client, experiment, root, training)
     tags = {**tags, **store.data_tags(info.data), **store.model_tags(info)}
     if run is None:
         name = tags.get("dvc_experiment") or f"sync {tags.get('git_commit', '')[:7]}".strip()
