@@ -30,6 +30,7 @@ EXPERIMENT = "minilm"
 PROBE_TIMEOUT = 0.7  # seconds in which a server must answer before anything is sent to it
 CODE = ("*.py", "dvc.yaml")  # the files that the tag git_dirty is about
 _LONGEST_PARAM = 6000  # MLflow's limit
+_NOTE = "To restore this model"  # the beginning of the note that a run gets
 
 
 class StoreUnavailable(UserError):
@@ -150,8 +151,10 @@ def note_experiment(client: MlflowClient, run: Run, name: str | None) -> None:
     if name and name not in names:
         names.insert(0, name)
     if names != experiments_of(run) or (names and "mlflow.note.content" not in run.data.tags):
-        note = "\n\n".join(f"To restore this model: `dvc exp apply {name}`" for name in names)
-        set_tags(client, run.info.run_id, {"dvc_experiments": ", ".join(names), "mlflow.note.content": note})
+        tags = {"dvc_experiments": ", ".join(names)}
+        if run.data.tags.get("mlflow.note.content", _NOTE).startswith(_NOTE):  # else the user has written one
+            tags["mlflow.note.content"] = "\n\n".join(f"{_NOTE}: `dvc exp apply {name}`" for name in names)
+        set_tags(client, run.info.run_id, tags)
 
 
 def experiments_of(run: Run) -> list[str]:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from minilm.checkpoint import ModelInfo, read_info
-from minilm.errors import UserError
+from minilm.errors import InputError, UserError
 from minilm.files import sha256_of
 from minilm.params import load_params
 from minilm.tracking import store
@@ -37,8 +37,8 @@ def main() -> None:
     """Sync the workspace and the experiments."""
     root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
     try:
-        for name, run_id in sync_all(root):
-            print(f"sync: {name}: run {run_id}")
+        for name, outcome in sync_all(root):
+            print(f"sync: {name}: {outcome}")
     except (UserError, OSError, MlflowException) as error:
         sys.exit(f"error: {store.first_line(error)}")
 
@@ -46,14 +46,15 @@ def main() -> None:
 def sync_all(root: Path) -> Iterator[tuple[str, str]]:
     """Sync the workspace's model, and those of the experiments whose runs are missing or incomplete.
 
-    Yields their names and run ids; raises as `sync` does.
+    Yields the name of each and what became of it: an experiment that cannot be read, since DVC's cache lacks
+    its reports, say, does not hold up the others. Raises as `sync`.
     """
     from minilm.tracking.experiments import model_info, open_files, versions  # DVC takes time to import
 
     client, experiment = store.open_store(root)
     end_dead_runs(client, experiment, root)
     if (root / MODEL).is_dir():
-        yield MODEL, sync(root, root)
+        yield MODEL, f"run {sync(root, root)}"
     for version in versions(root):
         if not version.experiment or not (model := model_info(root, version)):
             continue
@@ -63,10 +64,13 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / MODEL).parent.mkdir()
-            for name in (MODEL, REPORTS, "params.yaml"):
-                open_files(root, version).get(name, f"{folder}/{name}", recursive=True)
             tags = {"dvc_experiment": version.experiment, "git_commit": version.baseline}
-            yield version.experiment, sync(root, Path(folder), tags)
+            try:
+                for name in (MODEL, REPORTS, "params.yaml"):
+                    open_files(root, version).get(name, f"{folder}/{name}", recursive=True)
+                yield version.experiment, f"run {sync(root, Path(folder), tags)}"
+            except (InputError, OSError) as error:
+                yield version.experiment, f"left out: {store.first_line(error)}"
 
 
 def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> str:
