@@ -69,7 +69,8 @@ class DownloadParams(StageParams):
         "wikitext-2", "wikitext-2, wikitext-103, hub:owner/name[:config], a text file or a folder of .txt"
     )
     allow_fallback: bool = _key(True, "train on the bundled sample text when the Hub cannot be reached")
-    holdout_fraction: float = _key(0.1, "share of the text's end that each missing split takes", gt=0, le=0.4)
+    holdout_fraction: float = _key(0.1, "share of the text that each missing split takes", gt=0, le=0.4)
+    holdout_blocks: Int = _key(1, "equal blocks of the text from whose ends it is taken", ge=1, le=10000)
 
 
 class EncodeParams(StageParams):

@@ -4,8 +4,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from minilm.data.corpus import SAMPLE_FOLDER, is_hub_name, open_corpus
+from minilm.data.corpus import LEAST_CHARACTERS, SAMPLE_FOLDER, is_hub_name, open_corpus
 from minilm.data.provenance import Source
+from minilm.errors import InputError
 from minilm.files import all_or_nothing
 from minilm.params import load_params
 from stages import project_root, run
@@ -26,6 +27,7 @@ def main() -> None:
         params.dataset,
         holdout_fraction=params.holdout_fraction,
         allow_fallback=params.allow_fallback,
+        holdout_blocks=params.holdout_blocks,
         path=path,
     )
     with all_or_nothing(RAW) as new:
@@ -41,11 +43,17 @@ def main() -> None:
             digests[split] = digest.hexdigest()
         # Refused here, before anything is replaced, rather than when training starts.
         all_params.train.require_length(characters["train"])
+        for split, length in characters.items():
+            if length < LEAST_CHARACTERS:
+                raise InputError(
+                    f"dataset: of {params.dataset} the {split} split has {length} character(s), but needs "
+                    f"{LEAST_CHARACTERS} at least; take a longer text or a larger holdout_fraction"
+                )
         sha256 = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
         source = Source(params.dataset, corpus.origin, corpus.fallback_for, characters, sha256)
         source.save(new / "source.json")
     point_to(path)
-    print("download:", source)
+    print("download:", source, f"({corpus.reason})" if corpus.reason else "")
 
 
 def locate(dataset: str) -> Path:
