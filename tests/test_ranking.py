@@ -166,6 +166,20 @@ def test_the_champion_moves_to_what_is_better_on_its_dataset(shop, monkeypatch, 
         champion()
 
 
+def test_the_champion_is_chosen_from_the_same_ranking_as_the_best(shop, monkeypatch, capsys):
+    shop.add_whole(0.1, "killed", status="KILLED")
+    shop.add_whole(0.2, "elsewhere", data=OTHER_DATA)
+    shop.add_whole(2.0, "first", eval_context=0)
+    shop.add_whole(2.1, "second")
+    monkeypatch.setattr(sys, "argv", ["ranking", "--champion"])
+    main()
+    ranking, moved = capsys.readouterr().out.rsplit("\n\n", 1)
+    assert ranking == table(shop.rank(), 10)
+    assert re.findall(r"(\d\.\d+\*?) +(\w+)", ranking) == [("2.0000", "first"), ("2.1000*", "second")]
+    assert "evaluated with another eval_context" in ranking
+    assert "is now version 1: first, " in moved
+
+
 @pytest.mark.parametrize("name", ["what?", "a%20b"])
 def test_a_folder_that_mlflow_would_misread_is_refused(name, elsewhere, tmp_path):
     with pytest.raises(store.StoreUnavailable, match="rename the folder"):
