@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # MLflow keeps no store open between two calls: modules have their projects in one place, one after another.
 os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 import pytest
 from dvc.repo import Repo
 

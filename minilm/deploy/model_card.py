@@ -14,6 +14,9 @@ from minilm.data.tokenizer import CharTokenizer
 from minilm.deploy.hf_architectures import Architecture
 from minilm.evaluation.metrics import MEANINGS
 
+# Of the texts that MiniLM knows, which are English; a model can reproduce parts of its text.
+LICENSES = {"sample": "mit", "hub:Salesforce/wikitext": "cc-by-sa-3.0"}
+
 
 def model_card(
     info: ModelInfo,
@@ -48,6 +51,7 @@ def model_card(
         num_parameters=num_parameters,
         num_characters=len(tokenizer.characters),
         hub=name.split(":") if kind == "hub" else [],
+        license=LICENSES.get(":".join(info.data.origin.split(":")[:2]), "unknown"),
         metrics=[(MEANINGS[key], value) for key, value in metrics.items()],
         hub_metrics=[
             (key.removeprefix("test_"), MEANINGS[key].name, value)
