@@ -6,7 +6,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test lint ui best champion sync bench
+.PHONY: repro test lint ui best champion sync bench clean
 
 repro: .venv/installed
 	.venv/bin/python -m dvc repro
@@ -38,6 +38,11 @@ sync: .venv/installed
 # To compare with nanoGPT and on Tiny Shakespeare: make bench NANOGPT=path/to/checkout SHAKESPEARE=input.txt
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.bench $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(SHAKESPEARE),--shakespeare "$(SHAKESPEARE)")
+
+# Remove the checkpoints of unfinished trainings and what killed processes left, while no training runs.
+clean:
+	@du -shc .checkpoints .unfinished-* */.unfinished-* 2>/dev/null || true
+	rm -rf .checkpoints .unfinished-* */.unfinished-* params.unfinished
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MiniLM needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
