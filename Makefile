@@ -8,7 +8,7 @@ PORT ?= 5050
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test lint ui best champion sync bench
+.PHONY: repro test lint ui best champion sync bench clean
 
 # The programs in .venv name its folder: where that was moved, or its Python is gone, .venv is made anew.
 ifneq ($(shell test -f .venv/installed && . .venv/bin/activate && \
@@ -50,6 +50,11 @@ sync: .venv/installed
 # To compare with nanoGPT and on Tiny Shakespeare: make bench NANOGPT=path/to/checkout SHAKESPEARE=input.txt
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.bench $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(SHAKESPEARE),--shakespeare "$(SHAKESPEARE)")
+
+# Remove the checkpoints of unfinished trainings and what killed processes left, while no training runs.
+clean:
+	@du -shc .checkpoints .unfinished-* */.unfinished-* 2>/dev/null || true
+	rm -rf .checkpoints .unfinished-* */.unfinished-* params.unfinished
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MiniLM needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'

@@ -3,23 +3,30 @@
 import hashlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
+UNFINISHED = ".unfinished-minilm-"  # how the names of temporary folders begin, as .gitignore knows
 
 
 @contextmanager
 def all_or_nothing(folder: str | Path) -> Iterator[Path]:
     """A temporary folder whose files move into `folder` when the block ends well.
 
-    If the block raises, what was in `folder` stays as it was.
+    If the block raises, what was in `folder` stays as it was. A killed process leaves its temporary folder,
+    which a later call removes when it is a day old and so nobody's.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f"{UNFINISHED}*"):
+        with suppress(FileNotFoundError):  # another process has just finished
+            if time.time() - left.stat().st_mtime > 24 * 60 * 60:
+                shutil.rmtree(left)
     # Beside its target, so that moving is a rename on one file system.
-    temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
     try:
         yield temporary
         for file in sorted(temporary.iterdir()):

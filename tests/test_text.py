@@ -1,10 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dvc.fs import localfs
 
+from conftest import ROOT
 from minilm.data.corpus import Corpus, open_corpus, read_text, sample_corpus
 from minilm.data.tokenizer import UNKNOWN_CHARACTER, CharTokenizer
 from minilm.errors import InputError
@@ -216,3 +220,37 @@ def test_all_or_nothing(tmp_path):
     write(fail=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     assert (tmp_path / "out" / "a").read_text() == "new"
+
+
+def test_what_a_killed_process_left_is_ignored_by_git_and_removed(tmp_path):
+    kill = (
+        "from minilm.files import *; import os\nwith all_or_nothing('models/minilm'): os.kill(os.getpid(), 9)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", kill], cwd=tmp_path, env=environment, check=False)
+    (left,) = (tmp_path / "models").glob(".unfinished-*")
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    (left / "a").touch()
+    (tmp_path / "params.unfinished").touch()
+    untracked = ["git", "ls-files", "--others", "--exclude-standard"]
+    assert subprocess.check_output(untracked, cwd=tmp_path, text=True) == ".gitignore\n"
+
+    with all_or_nothing(tmp_path / "models" / "minilm"):
+        assert left.exists()  # it may be another process's, which still writes
+    os.utime(left, (0, 0))
+    with all_or_nothing(tmp_path / "models" / "minilm"):
+        assert not left.exists()
+
+    for folder in (
+        left,
+        tmp_path / ".unfinished-x",
+        tmp_path / ".checkpoints" / "x",
+        tmp_path / "data" / "raw",
+    ):
+        folder.mkdir(parents=True)
+    subprocess.run(["make", "--file", ROOT / "Makefile", "clean"], cwd=tmp_path, check=True)
+    rest = sorted(path.name for path in tmp_path.iterdir() if path.name != ".git")
+    assert rest == [".gitignore", "data", "models"]
+    assert not left.exists()
+    assert (tmp_path / "data" / "raw").exists()

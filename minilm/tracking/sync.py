@@ -22,7 +22,7 @@ from minilm.files import sha256_of
 from minilm.params import load_params
 from minilm.tracking import store
 from minilm.tracking.run import end_dead_runs, interrupted_run
-from minilm.training.fingerprint import fingerprint
+from minilm.training.fingerprint import fingerprint, training_inputs
 
 from minilm.deploy.pyfunc import log_model  # isort: skip - store sets up MLflow
 from mlflow import MlflowClient
@@ -92,7 +92,7 @@ def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> st
         end_dead_runs(client, experiment, root)
         tags = store.origin_tags()
         with suppress(FileNotFoundError):  # where only the model was pulled, no training was interrupted
-            training = fingerprint(project, info.params, info.environment)
+            training = fingerprint(training_inputs(project, info.params, info.environment))
             run = run or interrupted_run(client, experiment, root, training)
     tags = {**tags, **store.data_tags(info.data), **store.model_tags(info)}
     if run is None:
