@@ -28,7 +28,9 @@ def test_a_damaged_token_file_is_named_whatever_its_damage(tmp_path):
         damages.append(path.read_bytes())
     for damage in damages:
         path.write_bytes(damage)
-        with pytest.raises(InputError, match=rf"{path}: not a file of token ids: .*; `dvc repro encode` makes"):
+        with pytest.raises(
+            InputError, match=rf"{path}: not a file of token ids: .*; `dvc repro encode` makes"
+        ):
             open_tokens(path)
 
 

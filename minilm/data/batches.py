@@ -36,7 +36,9 @@ def open_tokens(path: str | Path) -> Ids:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; `dvc repro encode` makes it") from None
     except ValueError as error:
-        raise InputError(f"{path}: not a file of token ids: {error}; `dvc repro encode` makes it again") from None
+        raise InputError(
+            f"{path}: not a file of token ids: {error}; `dvc repro encode` makes it again"
+        ) from None
 
 
 @dataclass(frozen=True)
