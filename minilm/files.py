@@ -1,12 +1,17 @@
-"""Files: written whole or not at all, digested, and read in pieces."""
+"""Files: written whole or not at all, digested, read."""
 
+import csv
 import hashlib
+import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from minilm.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 UNFINISHED = ".unfinished-minilm-"  # how the names of temporary folders begin, as .gitignore knows
@@ -41,6 +46,25 @@ def sha256_of(content: str | Path | bytes) -> str:
         return hashlib.sha256(content).hexdigest()
     with Path(content).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a stage wrote; InputError if it is damaged."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}; `dvc repro` makes it again") from None
+
+
+def read_table(path: Path) -> dict[str, list[Any]]:
+    """The columns of a CSV file that a stage wrote, numbers but for `kind`; InputError if it is damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            names, *rows = csv.reader(file)
+        columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+        return {name: list(cells if name == "kind" else map(float, cells)) for name, cells in columns.items()}
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path} is damaged: {error}; `dvc repro` makes it again") from None
 
 
 def read_pieces(path: str | Path, size: int = 1 << 20) -> Iterator[str]:

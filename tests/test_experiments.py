@@ -145,8 +145,8 @@ def test_folder_of_texts_notices_a_new_file(fresh, tmp_path):
 
 
 def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
-    output = fresh.main("--train", "--recipe", "modern", "--steps", "2", "--eval_interval", "1",
-                        "--compile", "false", "--embed_dim", "32",
+    output = fresh.main("--train", "--recipe", "modern", "--steps", "2", "--warmup_steps", "1",
+                        "--eval_interval", "1", "--compile", "false", "--embed_dim", "32",
                         "--seed", "5", "--prompt", "A, 'b' = ${c} ")  # fmt: skip
     assert stages_run(output) == {"train", "evaluate", "sample", "report"}
     assert "step 2/2" in output

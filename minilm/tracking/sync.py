@@ -6,7 +6,6 @@ It adds what a run lacks and changes nothing that is there, so it may be stopped
 report stage does it for the model in the workspace.
 """
 
-import csv
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from minilm.checkpoint import ModelInfo, read_info
 from minilm.errors import InputError, UserError
-from minilm.files import sha256_of
+from minilm.files import read_json, read_table, sha256_of
 from minilm.params import load_params
 from minilm.tracking import store
 from minilm.tracking.run import end_dead_runs, interrupted_run
@@ -114,14 +113,14 @@ def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> st
 
 def _log_curves(client: MlflowClient, run_id: str, reports: Path) -> None:
     """The points of loss.csv and the summary in train.json, as far as they are missing."""
-    with (reports / "loss.csv").open(newline="") as file:
-        points = [(int(row.pop("step")), row) for row in csv.DictReader(file)]
-    summary = json.loads((reports / "train.json").read_text())
+    curves, summary = read_table(reports / "loss.csv"), read_json(reports / "train.json")
+    rows = [dict(zip(curves, row, strict=True)) for row in zip(*curves.values(), strict=True)]
+    points = [(int(row.pop("step")), row) for row in rows]
     store.log_params(client, run_id, {"num_parameters": summary["num_parameters"]})
     points.append((0, {key: summary[key] for key in ("best_step", "best_val_loss")}))
     logged = {key: client.get_metric_history(run_id, key) for _, row in points for key in row}
     steps = {key: {point.step for point in history} for key, history in logged.items()}
-    missing = [(key, float(row[key]), step) for step, row in points for key in row if step not in steps[key]]
+    missing = [(key, row[key], step) for step, row in points for key in row if step not in steps[key]]
     _log_metrics(client, run_id, missing)
 
 
@@ -132,7 +131,7 @@ def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo)
     logged = {key: value for part in (params.download, params.encode) for key, value in part}
     store.log_params(client, run_id, logged | info.params | store.environment_params(info.environment))
     found = [reports / f"{name}.json" for name in ("evaluation", "samples")]
-    evaluation, samples = (json.loads(file.read_text()) if file.is_file() else {} for file in found)
+    evaluation, samples = (read_json(file) if file.is_file() else {} for file in found)
     if any(content.get("model_sha256") != info.model_sha256 for content in (evaluation, samples)):
         return  # the stages have yet to run for this model
     settings = {
@@ -140,7 +139,7 @@ def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo)
         "sample": {"prompt": samples["prompt"], **samples["settings"]},
     }
     store.log_params(client, run_id, settings["evaluate"] | settings["sample"])
-    metrics = json.loads((reports / "metrics.json").read_text())
+    metrics = read_json(reports / "metrics.json")
     if any(run.data.metrics.get(key) != value for key, value in metrics.items()):
         step = len(client.get_metric_history(run_id, "test_loss"))
         _log_metrics(client, run_id, [(key, value, step) for key, value in metrics.items()])
