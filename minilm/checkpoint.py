@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from minilm.model.gpt import MiniGPT
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+INIT_FROM = "init_from.txt"  # beside the copy of a model that training starts with: where it was
 RESTORE = "`dvc checkout --force` restores the last trained model"
 
 
@@ -39,6 +40,7 @@ class ModelInfo:
     model_sha256: str  # of model.safetensors, by which MLflow's run of the model is found
     tokenizer_sha256: str
     folder_sha256: str  # of config.json, which holds the digests of the other two files
+    initial_sha256: str = ""  # of the weights that training started with, if not with random ones
 
 
 def save(
@@ -48,8 +50,9 @@ def save(
     params: dict[str, Any],
     data: Source,
     environment: dict[str, Any],
+    initial_sha256: str = "",
 ) -> None:
-    """Write the model folder; the last three arguments are as in ModelInfo."""
+    """Write the model folder; the last four arguments are as in ModelInfo."""
     from safetensors.torch import save_file
 
     assert tokenizer.vocab_size == model.config.vocab_size
@@ -62,7 +65,7 @@ def save(
             "data": asdict(data),
             "environment": environment,
             "sha256": {name: sha256_of(new / name) for name in (WEIGHTS, TOKENIZER)},
-        }
+        } | ({"initial_sha256": initial_sha256} if initial_sha256 else {})
         (new / CONFIG).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -91,6 +94,27 @@ def load(folder: str | Path, device: "torch.device | str" = "cpu") -> "tuple[Min
         reason = " ".join(str(error).split())
         raise InputError(f"{folder}: {WEIGHTS} does not fit {CONFIG}: {reason}") from None
     return model.to(device).eval(), tokenizer
+
+
+def start_from(folder: Path, model: "MiniGPT") -> str:
+    """Give the model the weights of the one in the folder; returns their SHA-256.
+
+    Raises:
+        InputError: as for `load`, or their configurations differ in more than what may change in training.
+    """
+    initial, _ = load(folder)
+    changeable = {"attention_dropout", "mlp_dropout", "logit_softcap", "zero_init_projections"}
+    changeable |= set() if model.config.position == "learned" else {"block_size"}
+    theirs = asdict(initial.config)
+    differing = [
+        f"{key} {theirs[key]}, not {value}"
+        for key, value in asdict(model.config).items()
+        if theirs[key] != value and key not in changeable
+    ]
+    if differing:
+        raise InputError(f"init_from: the model to start with has {', and '.join(differing)}")
+    model.load_state_dict(initial.state_dict())
+    return sha256_of(folder / WEIGHTS)
 
 
 def read_info(folder: str | Path) -> ModelInfo:
@@ -134,6 +158,7 @@ def parse_info(content: bytes, where: str | Path) -> ModelInfo:
             found["sha256"][WEIGHTS],
             found["sha256"][TOKENIZER],
             sha256_of(content),
+            found.get("initial_sha256", ""),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(

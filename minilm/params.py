@@ -79,6 +79,9 @@ class EncodeParams(StageParams):
     """How characters become numbers."""
 
     min_char_count: Count = _key(1, "rarer characters of the training split become the unknown character")
+    init_from: str = _key(
+        "", "model folder whose weights and vocabulary training starts with; empty for none"
+    )
 
 
 class TrainParams(StageParams):

@@ -22,7 +22,8 @@ from minilm.training.reports import Report, write_reports
 from minilm.training.snapshots import Snapshots, one_at_a_time
 from stages import project_root, run
 
-ENCODED, MODEL, REPORTS = Path("data/encoded"), Path("models/minilm"), Path("reports")
+ENCODED, INITIAL = Path("data/encoded"), Path("data/initial_model")
+MODEL, REPORTS = Path("models/minilm"), Path("reports")
 
 
 def main() -> None:
@@ -37,6 +38,8 @@ def train_model(all_params: Params, workers: Workers) -> None:
     params, source = all_params.train, Source.load(Path("data/raw/source.json"))
     tokenizer = CharTokenizer.load(ENCODED / "tokenizer.json")
     model = MiniGPT(ModelConfig.from_params(tokenizer.vocab_size, params), seed=params.seed)
+    initial = (INITIAL / checkpoint.INIT_FROM).read_text()
+    initial_sha256 = checkpoint.start_from(INITIAL, model) if initial else ""
     if params.sharding == "none":
         model.to(workers.device)  # else fsdp moves it block by block, since the whole may not fit
     precision = choose_precision(params.precision, workers.device)
@@ -68,7 +71,7 @@ def train_model(all_params: Params, workers: Workers) -> None:
         reports = train(model, train_tokens, val_tokens, params, report, snapshots, workers)
         model = full_model(model)
         if first:
-            checkpoint.save(MODEL, model, tokenizer, params.model_dump(), source, environment)
+            checkpoint.save(MODEL, model, tokenizer, params.model_dump(), source, environment, initial_sha256)
             write_reports(REPORTS, reports, params.keep, model.num_parameters)
             mlflow_run.log_model(checkpoint.read_info(MODEL))
             snapshots.remove()
