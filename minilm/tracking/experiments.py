@@ -18,12 +18,34 @@ MODEL = "models/minilm"
 class Version(NamedTuple):
     """A state of the project that has a model in dvc.lock."""
 
+    root: Path  # the project's main folder
     rev: str  # the commit, or `workspace`
     experiment: str | None  # its name, if it is a DVC experiment
     baseline: str  # the commit that the experiment was run on
     digest: str  # DVC's MD5 of the model folder
     params: dict[str, Any]  # by their names in params.yaml
     metrics: dict[str, float]  # by their names in the reports
+
+    def files(self) -> Any:
+        """Its files from git and DVC's cache, as fsspec has them."""
+        return DVCFileSystem(str(self.root), rev=None if self.rev == "workspace" else self.rev)
+
+    def model_info(self) -> ModelInfo | None:
+        """What its config.json says; None if DVC's cache lacks it."""
+        files, name = self.files(), f"{MODEL}/{CONFIG}"
+        try:
+            content = files.read_bytes(name)
+            # In the workspace the folder may hold another model than the one that dvc.lock names.
+            named = files.info(name)["dvc_info"]["md5"] == hashlib.md5(content).hexdigest()
+            return parse_info(content, str(self.experiment)) if named else None
+        except Exception:  # DVC's own are of many classes
+            return None
+
+    def restore_command(self) -> str:
+        """The shell command that restores the model into the workspace."""
+        if self.experiment:
+            return f"dvc exp apply {self.experiment}"
+        return "dvc checkout" if self.rev == "workspace" else f"git checkout {self.rev[:10]} && dvc checkout"
 
 
 def versions(root: Path, all_commits: bool = True) -> list[Version]:
@@ -37,41 +59,28 @@ def versions(root: Path, all_commits: bool = True) -> list[Version]:
     if done.returncode:
         raise InputError(f"`dvc exp show` failed: {done.stderr.strip()}")
     commits = json.loads(done.stdout)
-    entries = [
-        (revision["data"], experiment["name"], commit["rev"])
+    states = [
+        (state["data"], experiment["name"], commit["rev"])
         for commit in commits
         for experiment in commit["experiments"] or []
-        for revision in experiment["revs"] or []
+        for state in experiment["revs"] or []
     ]
-    entries += [(commit["data"], None, commit["rev"]) for commit in commits]
-    found = []
-    for data, experiment, baseline in entries:
-        if data and MODEL in data["outs"]:
-            params, metrics = (
-                {
-                    key: value
-                    for file in data[part].values()
-                    for key, value in (file.get("data") or {}).items()
-                }
-                for part in ("params", "metrics")
-            )
-            digest = data["outs"][MODEL]["hash"]
-            found.append(Version(data["rev"], experiment, baseline, digest, params, metrics))
-    return found
+    states += [(commit["data"], None, commit["rev"]) for commit in commits]
+    return [
+        Version(
+            root,
+            data["rev"],
+            experiment,
+            baseline,
+            data["outs"][MODEL]["hash"],
+            _values(data["params"]),
+            _values(data["metrics"]),
+        )
+        for data, experiment, baseline in states
+        if data and MODEL in data["outs"]
+    ]
 
 
-def model_info(root: Path, version: Version) -> ModelInfo | None:
-    """What the version's config.json says, from git and DVC's cache; None if that lacks it."""
-    files, name = open_files(root, version), f"{MODEL}/{CONFIG}"
-    try:
-        content = files.read_bytes(name)
-        # In the workspace the folder may hold another model than the one that dvc.lock names.
-        named = files.info(name)["dvc_info"]["md5"] == hashlib.md5(content).hexdigest()
-        return parse_info(content, str(version.experiment)) if named else None
-    except Exception:  # DVC's own are of many classes
-        return None
-
-
-def open_files(root: Path, version: Version) -> Any:
-    """The version's files, as fsspec has them."""
-    return DVCFileSystem(str(root), rev=None if version.rev == "workspace" else version.rev)
+def _values(files: dict[str, Any]) -> dict[str, Any]:
+    """The values of all files by their names; a file that cannot be read has none."""
+    return {name: value for file in files.values() for name, value in (file.get("data") or {}).items()}

@@ -6,7 +6,6 @@ It adds what a run lacks and changes nothing that is there, so it may be stopped
 report stage does it for the model in the workspace.
 """
 
-import csv
 import json
 import os
 import sys
@@ -15,6 +14,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+
+import pandas as pd
 
 from minilm.checkpoint import ModelInfo, read_info
 from minilm.errors import InputError, UserError
@@ -49,14 +50,14 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
     Yields the name of each and what became of it: an experiment that cannot be read, since DVC's cache lacks
     its reports, say, does not hold up the others. Raises as `sync`.
     """
-    from minilm.tracking.experiments import model_info, open_files, versions  # DVC takes time to import
+    from minilm.tracking.experiments import versions  # DVC takes time to import
 
     client, experiment = store.open_store(root)
     end_dead_runs(client, experiment, root)
     if (root / MODEL).is_dir():
         yield MODEL, f"run {sync(root, root)}"
     for version in versions(root):
-        if not version.experiment or not (model := model_info(root, version)):
+        if not version.experiment or not (model := version.model_info()):
             continue
         run = store.find_run(client, experiment, model)
         if run and "reports_sha256" in run.data.tags:
@@ -67,7 +68,7 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
             tags = {"dvc_experiment": version.experiment, "git_commit": version.baseline}
             try:
                 for name in (MODEL, REPORTS, "params.yaml"):
-                    open_files(root, version).get(name, f"{folder}/{name}", recursive=True)
+                    version.files().get(name, f"{folder}/{name}", recursive=True)
                 yield version.experiment, f"run {sync(root, Path(folder), tags)}"
             except (InputError, OSError) as error:
                 yield version.experiment, f"left out: {store.first_line(error)}"
@@ -114,23 +115,23 @@ def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> st
 
 def _log_curves(client: MlflowClient, run_id: str, reports: Path) -> None:
     """The points of loss.csv and the summary in train.json, as far as they are missing."""
-    with (reports / "loss.csv").open(newline="") as file:
-        points = [(int(row.pop("step")), row) for row in csv.DictReader(file)]
+    curves = pd.read_csv(reports / "loss.csv", index_col="step", float_precision="round_trip").to_dict()
     summary = json.loads((reports / "train.json").read_text())
     store.log_params(client, run_id, {"num_parameters": summary["num_parameters"]})
-    points.append((0, {key: summary[key] for key in ("best_step", "best_val_loss")}))
-    logged = {key: client.get_metric_history(run_id, key) for _, row in points for key in row}
-    steps = {key: {point.step for point in history} for key, history in logged.items()}
-    missing = [(key, float(row[key]), step) for step, row in points for key in row if step not in steps[key]]
-    _log_metrics(client, run_id, missing)
+    curves |= {key: {0: summary[key]} for key in ("best_step", "best_val_loss")}
+    points = []
+    for key, curve in curves.items():
+        logged = {point.step for point in client.get_metric_history(run_id, key)}
+        points += [(key, value, step) for step, value in curve.items() if step not in logged]
+    _log_metrics(client, run_id, points)
 
 
 def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo) -> None:
     """Parameters, metrics and files of the stages; `history/` keeps those of each setting."""
     run_id, reports = run.info.run_id, project / REPORTS
     params = load_params(project / "params.yaml")
-    logged = {key: value for part in (params.download, params.encode) for key, value in part}
-    store.log_params(client, run_id, logged | info.params | store.environment_params(info.environment))
+    logged = params.report.model_dump() | info.params | store.environment_params(info.environment)
+    store.log_params(client, run_id, logged)
     found = [reports / f"{name}.json" for name in ("evaluation", "samples")]
     evaluation, samples = (json.loads(file.read_text()) if file.is_file() else {} for file in found)
     if any(content.get("model_sha256") != info.model_sha256 for content in (evaluation, samples)):
