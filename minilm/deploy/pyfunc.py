@@ -40,8 +40,8 @@ MAX_NEW_TOKENS_OF_ALL = 20_000
 MAX_SECONDS = 30.0  # MLflow's server itself gives up after 60 s
 PACKAGE = Path(__file__).parent.parent
 # Parts of the package that the served model does not need: each file is a request to a remote store.
-NOT_SERVED = ("__pycache__", "evaluation", "report", "tracking", "training", "deploy", "sample_text")
-NOT_SERVED_FILES = ("corpus.py", "batches.py", "device.py", "export.py", "params.py")
+NOT_SERVED = ["__pycache__", "evaluation", "report", "tracking", "training", "deploy", "sample_text"]
+NOT_SERVED += ["corpus.py", "batches.py", "device.py", "export.py", "params.py"]
 PACKAGES = ("mlflow", "numpy", "safetensors", "torch")  # what the served model imports
 
 
@@ -162,9 +162,7 @@ def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
     )
     mlflow.set_tracking_uri(client.tracking_uri)
     with TemporaryDirectory() as code, warnings.catch_warnings():
-        shutil.copytree(
-            PACKAGE, Path(code) / "minilm", ignore=shutil.ignore_patterns(*NOT_SERVED, *NOT_SERVED_FILES)
-        )
+        shutil.copytree(PACKAGE, Path(code) / "minilm", ignore=shutil.ignore_patterns(*NOT_SERVED))
         # MLflow recommends an input example, but would load the model to try it.
         warnings.simplefilter("ignore", UserWarning)
         mlflow.pyfunc.log_model(

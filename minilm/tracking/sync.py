@@ -6,6 +6,7 @@ It adds what a run lacks and changes nothing that is there, so it may be stopped
 report stage does it for the model in the workspace.
 """
 
+import csv
 import json
 import os
 import sys
@@ -14,8 +15,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-
-import pandas as pd
 
 from minilm.checkpoint import ModelInfo, read_info
 from minilm.errors import InputError, UserError
@@ -115,7 +114,9 @@ def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> st
 
 def _log_curves(client: MlflowClient, run_id: str, reports: Path) -> None:
     """The points of loss.csv and the summary in train.json, as far as they are missing."""
-    curves = pd.read_csv(reports / "loss.csv", index_col="step", float_precision="round_trip").to_dict()
+    with (reports / "loss.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    curves = {key: {int(row["step"]): float(row[key]) for row in rows} for key in rows[0] if key != "step"}
     summary = json.loads((reports / "train.json").read_text())
     store.log_params(client, run_id, {"num_parameters": summary["num_parameters"]})
     curves |= {key: {0: summary[key]} for key in ("best_step", "best_val_loss")}
