@@ -20,7 +20,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
@@ -141,19 +141,9 @@ def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
     run = client.get_run(run_id)
     if run.outputs and run.outputs.model_outputs:
         return
-    logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-    # An earlier call may have been stopped before its last step, or earlier and left an unfinished model.
-    ready = [model.model_id for model in logged if model.status == LoggedModelStatus.READY]
-    model_id = ready[0] if ready else _store_model(client, run, folder)
-    # Last, so that the model of a run is always whole.
-    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-
-
-def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
-    """Store the model, to which the run does not refer yet, and return its id."""
-    model_id = client.create_logged_model(
-        run.info.experiment_id, "model", source_run_id=run.info.run_id, params=run.data.params
-    ).model_id
+    model = client.create_logged_model(
+        run.info.experiment_id, "model", source_run_id=run_id, params=run.data.params
+    )
     signature = ModelSignature(
         # TextGenerator checks the prompts itself; as strings, MLflow would turn null into "None".
         inputs=Schema([ColSpec(AnyType())]),
@@ -167,7 +157,7 @@ def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
         warnings.simplefilter("ignore", UserWarning)
         mlflow.pyfunc.log_model(
             name="model",
-            model_id=model_id,
+            model_id=model.model_id,
             python_model=__file__,
             artifacts={"model": str(folder)},
             code_paths=[f"{code}/minilm"],
@@ -175,7 +165,8 @@ def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
             # Without a local part such as +cpu, which the package index does not know.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
         )
-    return model_id
+    # Last, so that the model of a run is always whole.
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
 
 
 mlflow.models.set_model(TextGenerator())  # for MLflow, which runs this file

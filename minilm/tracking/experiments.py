@@ -23,7 +23,6 @@ class Version(NamedTuple):
     experiment: str | None  # its name, if it is a DVC experiment
     baseline: str  # the commit that the experiment was run on
     digest: str  # DVC's MD5 of the model folder
-    params: dict[str, Any]  # by their names in params.yaml
     metrics: dict[str, float]  # by their names in the reports
 
     def files(self) -> Any:
@@ -66,21 +65,11 @@ def versions(root: Path, all_commits: bool = True) -> list[Version]:
         for state in experiment["revs"] or []
     ]
     states += [(commit["data"], None, commit["rev"]) for commit in commits]
-    return [
-        Version(
-            root,
-            data["rev"],
-            experiment,
-            baseline,
-            data["outs"][MODEL]["hash"],
-            _values(data["params"]),
-            _values(data["metrics"]),
-        )
-        for data, experiment, baseline in states
-        if data and MODEL in data["outs"]
-    ]
-
-
-def _values(files: dict[str, Any]) -> dict[str, Any]:
-    """The values of all files by their names; a file that cannot be read has none."""
-    return {name: value for file in files.values() for name, value in (file.get("data") or {}).items()}
+    found = []
+    for data, experiment, baseline in states:
+        if data and MODEL in data["outs"]:
+            reports = [file.get("data") or {} for file in data["metrics"].values()]  # None if unreadable
+            metrics = {key: value for report in reports for key, value in report.items()}
+            digest = data["outs"][MODEL]["hash"]
+            found.append(Version(root, data["rev"], experiment, baseline, digest, metrics))
+    return found

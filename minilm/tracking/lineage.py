@@ -11,7 +11,6 @@ It only reads, and prints YAML; under `missing` stands what it cannot find.
 import argparse
 import os
 import sys
-from collections import ChainMap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ class Lineage:
             self.logged = self.runs[0].data if self.runs else RunData()
             self.versions = self._find_versions(known)
             if self.versions:
-                self.info = self.info or self.versions[0].model_info()
                 break
         if not self.info and not self.runs:
             raise InputError(
@@ -80,12 +78,13 @@ class Lineage:
         return found
 
     def _find_versions(self, known: list[Version]) -> list[Version]:
-        """Those that have the model of `info` or the runs."""
+        """Those that have the model of `info` or the runs; `info` is then what they say of it."""
         sha256 = self.info.folder_sha256 if self.info else self.logged.tags.get("model_folder_sha256")
         names = [name for run in self.runs for name in store.experiments_of(run)]
         likely_first = sorted(known, key=lambda v: v.experiment not in names and v.rev != "workspace")
         for digest, version in {version.digest: version for version in likely_first}.items():
             if (info := version.model_info()) and info.folder_sha256 == sha256:
+                self.info = info
                 return [version for version in known if version.digest == digest]
         return []
 
@@ -114,18 +113,13 @@ class Lineage:
         return found
 
     def _params(self, all_params: bool) -> dict[str, Any]:
-        known = ChainMap(
-            self.info.params if self.info else {},
-            store.run_params(self.runs[0]) if self.runs else {},
-            self.versions[0].params if self.versions else {},
-        )
-        if unknown := FIELDS.keys() - known:
-            self.missing.append(f"{len(unknown)} parameters: config.json has those of training only")
-        return {
-            key: known[key]
-            for key, field in FIELDS.items()
-            if key in known and (all_params or known[key] != field.default)
-        }
+        known = self.info.params if self.info else {}
+        if self.runs:
+            known = store.run_params(self.runs[0]) | known
+        else:
+            self.missing.append("parameters of other stages: config.json has those of training only")
+        shown = [key for key in FIELDS if key in known and (all_params or known[key] != FIELDS[key].default)]
+        return {key: known[key] for key in shown}
 
     def _data(self) -> dict[str, Any]:
         found: dict[str, Any] = {"sha256": self.logged.tags.get("data_sha256")}
@@ -161,9 +155,9 @@ class Lineage:
 
     def _dvc(self) -> dict[str, Any]:
         here = [version.experiment for version in self.versions if version.experiment]
-        named = dict.fromkeys(name for run in self.runs for name in store.experiments_of(run))
-        for name in named.keys() - here:
-            self.missing.append(f"experiment {name} in this repository, or its model in DVC's cache")
+        for name in dict.fromkeys(name for run in self.runs for name in store.experiments_of(run)):
+            if name not in here:
+                self.missing.append(f"experiment {name} in this repository, or its model in DVC's cache")
         if not self.versions:
             where = "in the workspace, in experiments or in commits"
             self.missing.append(f"a dvc.lock {where} that names this model")
