@@ -79,17 +79,14 @@ def table(runs: list[Run], top: int) -> str:
     params = [{key: text_of(value) for key, value in store.run_params(run).items()} for run in runs]
     frame = pandas.DataFrame(params, columns=[key for key in FIELDS if key not in _NO_EFFECT]).fillna("")
     frame = frame.loc[:, frame.nunique() > 1]
-    other_context = [_context(run) != _context(runs[0]) for run in runs]
-    bits = [f"{run.data.metrics[METRIC]:.4f}" for run in runs]
+    bits = [f"{run.data.metrics[METRIC]:.4f}" + " *"[_context(run) != _context(runs[0])] for run in runs]
     frame.insert(0, "rank", range(1, len(runs) + 1))
-    frame.insert(
-        1, "bits/char", [text + " *"[other] for text, other in zip(bits, other_context, strict=True)]
-    )
+    frame.insert(1, "bits/char", bits)
     frame.insert(2, "name", [_name(run) for run in runs])
     lines = [line[:WIDTH].rstrip() for line in frame.head(top).to_string(index=False).splitlines()]
     data = runs[0].data.tags["data_sha256"]
     lines += ["", f"{min(top, len(runs))} of {len(runs)} models on the dataset {data[:12]}"]
-    if any(other_context):
+    if any(text.endswith("*") for text in bits):
         lines.append("* evaluated with another eval_context than the best, so not strictly comparable")
     return "\n".join(lines)
 
@@ -117,8 +114,7 @@ def move_champion(client: MlflowClient, best: Run, champion: Run | None) -> str:
     if not models:
         raise InputError(f"the best run, {best.info.run_id}, has no model yet; `make sync` adds it")
     mlflow.set_tracking_uri(client.tracking_uri)  # where MLflow looks up `models:/...`
-    tags = {key: best.data.tags[key] for key in ("data_sha256", "model_sha256")}
-    version = mlflow.register_model(f"models:/{models[0].model_id}", NAME, tags=tags)
+    version = mlflow.register_model(f"models:/{models[0].model_id}", NAME)
     client.set_registered_model_alias(NAME, ALIAS, version.version)
     return f"champion: models:/{NAME}@{ALIAS} is now version {version.version}: {reached}"
 
