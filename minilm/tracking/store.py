@@ -29,7 +29,6 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 
 EXPERIMENT = "minilm"
 PROBE_TIMEOUT = 0.7  # seconds in which a server must answer before anything is sent to it
-CODE = ("*.py", "dvc.yaml")  # the files that the tag git_dirty is about
 _LONGEST_PARAM = 6000  # MLflow's limit
 _NOTE = "To restore this model"  # the beginning of the note that a run gets
 
@@ -92,7 +91,7 @@ def origin_tags() -> dict[str, str]:
     """Tags that lead back to the code and the DVC experiment; what is unknown is left out."""
     commit, name = git("rev-parse", "HEAD"), os.environ.get("DVC_EXP_NAME")
     # What an experiment changes in params.yaml and dvc.lock is in the run's params; this is about the code.
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "dvc.yaml")
     tags = {
         "dvc_experiment": name,
         "dvc_experiments": name,  # to which `note_experiment` adds
