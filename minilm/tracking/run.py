@@ -38,9 +38,6 @@ class NullRun:
     def log_model(self, model: ModelInfo) -> None:
         """Say which model the training gave."""
 
-    def end(self, status: str, error: str = "") -> None:
-        """Set the run's final status: FINISHED, KILLED or FAILED."""
-
 
 def turned_off_by_a_failure(method: Callable[..., Any]) -> Callable[..., None]:
     """Let the first failure of a LiveRun's method, with a warning, turn the run off."""
@@ -113,7 +110,7 @@ class LiveRun(NullRun):
 
     @turned_off_by_a_failure
     def end(self, status: str, error: str = "") -> None:
-        """Wait until all has arrived, for END_TIMEOUT at most, and set the final status."""
+        """Wait until all has arrived, for END_TIMEOUT at most, and set MLflow's final status."""
         end = time.monotonic() + END_TIMEOUT
         for thread in self._sending:
             thread.join(max(0, end - time.monotonic()))
@@ -141,7 +138,7 @@ def live_run(root: Path, training: str, data: Source, params: Mapping[str, Any])
         run.end("KILLED")
         raise
     except BaseException as error:
-        run.end("FAILED", (str(error).strip() or repr(error)).split("\n")[0])
+        run.end("FAILED", store.first_line(error))
         raise
     else:
         run.end("FINISHED")
