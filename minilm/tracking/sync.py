@@ -49,7 +49,7 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
     Yields the name of each and what became of it: an experiment that cannot be read, since DVC's cache lacks
     its reports, say, does not hold up the others. Raises as `sync`.
     """
-    from minilm.tracking.experiments import versions  # DVC takes time to import
+    from minilm.tracking.lineage import versions  # DVC takes time to import
 
     client, experiment = store.open_store(root)
     end_dead_runs(client, experiment, root)
