@@ -67,6 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def train(overrides: dict[str, str]) -> int:
     """Write the overrides into params.yaml and run the experiment; returns DVC's exit status."""
+    if "dataset" in overrides:
+        overrides["dataset"] = as_seen_from_root(overrides["dataset"])
     params = load_params(PARAMS, overrides)
     if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True).returncode:
         raise InputError(
@@ -81,6 +83,16 @@ def train(overrides: dict[str, str]) -> int:
     return subprocess.run(
         [sys.executable, "-m", "dvc", "exp", "run"], cwd=ROOT, env={**os.environ, "PATH": path}
     ).returncode
+
+
+def as_seen_from_root(dataset: str) -> str:
+    """A path of a text that lies where the caller is, as the pipeline finds it; other names as they are."""
+    from minilm.data.corpus import is_hub_name
+
+    path = Path(os.path.abspath(Path(dataset).expanduser()))  # noqa: PTH100 - resolve() would follow links
+    if is_hub_name(dataset) or not path.exists():
+        return dataset
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def write_params(values: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from minilm.params import load_params, load_recipe
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.md"
 RECIPE = ROOT / "recipes" / "shakespeare-cpu.yaml"
+CPUINFO = Path("/proc/cpuinfo")
 PLAIN, NANOGPT = "plain PyTorch, eager, fp32", "nanoGPT, eager, fp32"
 STEPS = 150  # of a run that measures speed
 GOAL = 1.88  # nats per character on Tiny Shakespeare's validation split
@@ -59,8 +60,9 @@ def main() -> None:
 
 def conditions() -> str:
     """What the figures hold for."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    cpu = names[0].split(":")[1].strip() if names else platform.processor()
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []  # Linux alone has it
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    cpu = next(iter(names), platform.machine())
     units = [name for name, there in torch.cpu.get_capabilities().items() if there is True and "bf16" in name]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return (

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from minilm.model.gpt import MiniGPT
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+RESTORE = "`dvc checkout --force` restores the last trained model"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def read_info(folder: str | Path) -> ModelInfo:
         if sha256_of(folder / name) != digest:
             raise InputError(
                 f"{folder}: {name} is damaged or of another model: its SHA-256 is not the one in {CONFIG}; "
-                "`dvc checkout --force` restores the last trained model"
+                f"{RESTORE}"
             )
     return info
 
@@ -118,18 +119,24 @@ def parse_info(content: bytes, where: str | Path) -> ModelInfo:
     """What the content of a config.json says; `where` it was, for the message.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or written by a version that knew other fields.
     """
     try:
         found = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{where}: {CONFIG} is damaged: {error}; {RESTORE}") from None
+    try:
         return ModelInfo(
             ModelConfig(**found["model"]),
-            found["params"],
+            dict(found["params"]),
             Source(**found["data"]),
-            found["environment"],
+            dict(found["environment"]),
             found["sha256"][WEIGHTS],
             found["sha256"][TOKENIZER],
             sha256_of(content),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{where}: {CONFIG} is damaged: {error!r}") from None
+        raise InputError(
+            f"{where}: {CONFIG} was written by another version of MiniLM: {type(error).__name__}: {error}; "
+            "train again, or use that version"
+        ) from None

@@ -1,25 +1,37 @@
-"""Files: written whole or not at all, digested, and read in pieces."""
+"""Files: written whole or not at all, digested, read."""
 
+import csv
 import hashlib
+import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from minilm.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+UNFINISHED = ".unfinished-minilm-"  # how the names of temporary folders begin, as .gitignore knows
 
 
 @contextmanager
 def all_or_nothing(folder: str | Path) -> Iterator[Path]:
     """A temporary folder whose files move into `folder` when the block ends well.
 
-    If the block raises, what was in `folder` stays as it was.
+    If the block raises, what was in `folder` stays as it was. A killed process leaves its temporary folder,
+    which a later call removes when it is a day old and so nobody's.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f"{UNFINISHED}*"):
+        with suppress(FileNotFoundError):  # another process has just finished
+            if time.time() - left.stat().st_mtime > 24 * 60 * 60:
+                shutil.rmtree(left)
     # Beside its target, so that moving is a rename on one file system.
-    temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
     try:
         yield temporary
         for file in sorted(temporary.iterdir()):
@@ -34,6 +46,25 @@ def sha256_of(content: str | Path | bytes) -> str:
         return hashlib.sha256(content).hexdigest()
     with Path(content).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a stage wrote; InputError if it is damaged."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}; `dvc repro` makes it again") from None
+
+
+def read_table(path: Path) -> dict[str, list[Any]]:
+    """The columns of a CSV file that a stage wrote, numbers but for `kind`; InputError if it is damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            names, *rows = csv.reader(file)
+        columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+        return {name: list(cells if name == "kind" else map(float, cells)) for name, cells in columns.items()}
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path} is damaged: {error}; `dvc repro` makes it again") from None
 
 
 def read_pieces(path: str | Path, size: int = 1 << 20) -> Iterator[str]:

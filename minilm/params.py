@@ -1,7 +1,7 @@
 """What params.yaml may hold: one pydantic class per stage, and the rules between keys.
 
-PyYAML guesses types by YAML 1.1 (`3e-4` is text to it, `yes` is True), DVC writes YAML 1.2. So every
-value is read as text and the schema alone decides what it means.
+YAML guesses types, and its versions differ (`3e-4` is text in 1.1, `yes` is true). So every value is read as
+text and the schema alone decides what it means.
 """
 
 import json
@@ -12,9 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
 
 from minilm.errors import InputError
 from minilm.generation.config import Sampling
@@ -69,7 +71,8 @@ class DownloadParams(StageParams):
         "wikitext-2", "wikitext-2, wikitext-103, hub:owner/name[:config], a text file or a folder of .txt"
     )
     allow_fallback: bool = _key(True, "train on the bundled sample text when the Hub cannot be reached")
-    holdout_fraction: float = _key(0.1, "share of the text's end that each missing split takes", gt=0, le=0.4)
+    holdout_fraction: float = _key(0.1, "share of the text that each missing split takes", gt=0, le=0.4)
+    holdout_blocks: Int = _key(1, "equal blocks of the text from whose ends it is taken", ge=1, le=10000)
 
 
 class EncodeParams(StageParams):
@@ -263,10 +266,12 @@ def _hydra(value: Any) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        raw = YAML(typ="base", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run this in the project's folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except DuplicateKeyError as error:
+        raise InputError(f"{path}: {error.problem}; remove one of them") from None
+    except (YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must hold lines of the form `key: value`")
@@ -283,6 +288,7 @@ def _cross_problems(values: Mapping[str, Any]) -> list[str]:
     width, heads = values.get("embed_dim"), values.get("num_heads")
     batch, parts = values.get("batch_size"), values.get("grad_accumulation")
     context, block = values.get("eval_context"), values.get("block_size")
+    warmup, steps = values.get("warmup_steps"), values.get("steps")
     if width and heads and width % heads:
         problems.append(
             f"embed_dim: {width} is not divisible by num_heads, {heads}; take {width + heads - width % heads}"
@@ -294,6 +300,8 @@ def _cross_problems(values: Mapping[str, Any]) -> list[str]:
         )
     if batch and parts and batch % parts:
         problems.append(f"grad_accumulation: {parts} does not divide batch_size, {batch}")
+    if warmup and steps and warmup > steps:
+        problems.append(f"warmup_steps: {warmup} must be at most steps, {steps}")
     if values.get("optimizer") == "muon" and values.get("sharding") == "fsdp":
         problems.append("optimizer: muon needs whole matrices, but sharding: fsdp splits them; take adamw")
     if isinstance(context, int) and block and context >= block:

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 
-from minilm.data.corpus import SAMPLE_FOLDER, is_hub_name, open_corpus
+from minilm.data.corpus import LEAST_CHARACTERS, SAMPLE_FOLDER, is_hub_name, open_corpus
 from minilm.data.provenance import Source
+from minilm.errors import InputError
 from minilm.files import all_or_nothing
 from minilm.params import load_params
 from stages import project_root, run
@@ -26,6 +28,7 @@ def main() -> None:
         params.dataset,
         holdout_fraction=params.holdout_fraction,
         allow_fallback=params.allow_fallback,
+        holdout_blocks=params.holdout_blocks,
         path=path,
     )
     with all_or_nothing(RAW) as new:
@@ -41,27 +44,55 @@ def main() -> None:
             digests[split] = digest.hexdigest()
         # Refused here, before anything is replaced, rather than when training starts.
         all_params.train.require_length(characters["train"])
+        for split, length in characters.items():
+            if length < LEAST_CHARACTERS:
+                raise InputError(
+                    f"dataset: of {params.dataset} the {split} split has {length} character(s), but needs "
+                    f"{LEAST_CHARACTERS} at least; take a longer text or a larger holdout_fraction"
+                )
         sha256 = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
         source = Source(params.dataset, corpus.origin, corpus.fallback_for, characters, sha256)
         source.save(new / "source.json")
     point_to(path)
-    print("download:", source)
+    print("download:", source, f"({corpus.reason})" if corpus.reason else "")
 
 
 def locate(dataset: str) -> Path:
-    """Where one's own text lies; a temporary experiment finds an untracked file in the main workspace."""
-    return path if (path := Path(dataset)).exists() else project_root() / dataset
+    """Where one's own text lies: of what git tracks this checkout's copy, else the main workspace's."""
+    root = project_root().resolve()
+    path = (root / Path(dataset).expanduser()).resolve()
+    return Path.cwd() / path.relative_to(root) if is_tracked(path, root) else path
 
 
 def point_to(path: Path | None) -> None:
-    """Make LOCAL_TEXT a link to `path`, or to the bundled sample."""
-    target = SAMPLE_FOLDER if path is None else path.absolute()
-    if target.is_relative_to(Path.cwd()):
-        # Relative, so that in every checkout it is that checkout's own copy.
+    """Make LOCAL_TEXT a link to `path`, or to the bundled sample.
+
+    The link to what git tracks is relative, so that every checkout has its own copy; another is absolute, so
+    that temporary experiments find the text too, whose folders hold only what git tracks.
+    """
+    target = Path(SAMPLE_FOLDER if path is None else path)
+    if path is None or is_tracked(path, Path.cwd()):
         target = Path(os.path.relpath(target, LOCAL_TEXT.parent))
     if not LOCAL_TEXT.is_symlink() or LOCAL_TEXT.readlink() != target:
-        LOCAL_TEXT.unlink(missing_ok=True)
-        LOCAL_TEXT.symlink_to(target)
+        link = LOCAL_TEXT.with_suffix(".unfinished")
+        try:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+        except OSError as error:
+            raise InputError(
+                f"{LOCAL_TEXT} must be a symbolic link, which this file system refuses ({error.strerror}); "
+                "move the project to one that has links (on Windows, into WSL's own)"
+            ) from None
+        link.replace(LOCAL_TEXT)
+
+
+def is_tracked(path: Path, checkout: Path) -> bool:
+    """Whether git tracks the file, or all of the folder, in the checkout."""
+    tracked, others = (
+        subprocess.run(["git", "ls-files", *flags, "--", path], cwd=checkout, capture_output=True).stdout
+        for flags in ([], ["--others"])
+    )
+    return bool(tracked) and not others
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """report: what train, evaluate and sample wrote -> pictures and pages in reports/, and the run in MLflow."""
 
-import json
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from minilm.checkpoint import WEIGHTS, read_info
 from minilm.errors import InputError
-from minilm.files import all_or_nothing
+from minilm.files import all_or_nothing, read_json, read_table
 from minilm.params import FIELDS, load_params
 from minilm.report import html, plots
 from stages import project_root, run
@@ -68,17 +66,6 @@ def write_report() -> None:
         page = html.surprisal_page(evaluation, info.data.dataset)
         (new / "surprisal.html").write_text(page, encoding="utf-8")
     print(f"report: open {REPORTS / 'report.html'}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What another stage wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_table(path: Path) -> dict[str, list[Any]]:
-    """The columns of a CSV file by their names, with numbers as such."""
-    table = np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8"))
-    return {name: table[name].tolist() for name in table.dtype.names or ()}
 
 
 if __name__ == "__main__":

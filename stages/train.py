@@ -16,7 +16,7 @@ from minilm.params import Params, load_params
 from minilm.tracking.run import NullRun, live_run
 from minilm.tracking.store import environment_params
 from minilm.training.distributed import Workers, full_model, join_workers
-from minilm.training.fingerprint import fingerprint, training_lock
+from minilm.training.fingerprint import fingerprint, training_inputs, training_lock
 from minilm.training.loop import train
 from minilm.training.reports import Report, write_reports
 from minilm.training.snapshots import Snapshots, one_at_a_time
@@ -41,8 +41,9 @@ def train_model(all_params: Params, workers: Workers) -> None:
         model.to(workers.device)  # else fsdp moves it block by block, since the whole may not fit
     precision = choose_precision(params.precision, workers.device)
     environment = describe_environment(workers.device, precision, workers.count)
-    training = fingerprint(Path(), params.model_dump(), environment)
-    snapshots = Snapshots(project_root() / ".checkpoints" / training, params.checkpoint_interval)
+    inputs = training_inputs(Path(), params.model_dump(), environment)
+    training = fingerprint(inputs)
+    snapshots = Snapshots(project_root() / ".checkpoints" / training, params.checkpoint_interval, inputs)
     first = workers.rank == 0
     logged = {key: value for part in all_params[:3] for key, value in part} | environment_params(environment)
     logged["num_parameters"] = model.num_parameters
@@ -56,6 +57,8 @@ def train_model(all_params: Params, workers: Workers) -> None:
         )
         if snapshots.newest_step:
             say(f"train: resuming from the checkpoint after step {snapshots.newest_step} of {params.steps}")
+        elif others := snapshots.describe_others():
+            say(f"train: {others}")
 
         def report(latest: Report) -> None:
             mlflow_run.log_report(latest)

@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 # Two tests run at once, on two cores; read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # MLflow keeps no store open between two calls: modules have their projects in one place, one after another.
 os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 import pytest
 from dvc.repo import Repo
 
@@ -100,6 +102,19 @@ class Project:
     def dvc(self, *arguments: str, ok: bool = True, **env: str) -> str:
         """Run dvc and return what it printed."""
         return self.run("python", "-m", "dvc", *arguments, ok=ok, **env).stdout
+
+    def work_off_queue(self, jobs: int) -> str:
+        """Run the queued experiments, as many at once; returns what `dvc queue status` says in the end."""
+        self.dvc("queue", "start", "--jobs", str(jobs))
+        deadline = time.monotonic() + 240
+        # The workers are DVC's own background processes; asking is the only way to know of their end.
+        # Asked in this process: one for each `dvc queue status` would take half a core from them.
+        with Repo(self.folder) as repo:
+            queue = repo.experiments.celery_queue
+            while list(queue.iter_queued()) or list(queue.iter_active()):
+                assert time.monotonic() < deadline, queue.status()
+                time.sleep(1)
+        return self.dvc("queue", "status")
 
     def main(self, *arguments: str, ok: bool = True) -> str:
         """Run the command line and return what it printed."""

@@ -18,6 +18,22 @@ def test_token_file_in_pieces_equals_numpys_own(tmp_path):
         open_tokens(tmp_path / "c.npy")
 
 
+def test_a_damaged_token_file_is_named_whatever_its_damage(tmp_path):
+    path = tmp_path / "train.npy"
+    write_tokens(path, [np.arange(9, dtype=np.uint16)], np.uint16)
+    whole = path.read_bytes()
+    damages = [b"a text instead", *(whole[:length] for length in range(len(whole)))]
+    for other in (np.ones(9), np.ones((3, 3), np.uint8), np.array(["a"], object)):
+        np.save(path, other)
+        damages.append(path.read_bytes())
+    for damage in damages:
+        path.write_bytes(damage)
+        with pytest.raises(
+            InputError, match=rf"{path}: not a file of token ids: .*; `dvc repro encode` makes"
+        ):
+            open_tokens(path)
+
+
 def test_random_batches_shift_targets_by_one_reach_both_ends_and_repeat_with_the_seed():
     tokens = np.arange(10, dtype=np.uint8)
     batches = RandomBatches(tokens, batch_size=200, block_size=4, seed=1)

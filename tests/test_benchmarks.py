@@ -1,12 +1,14 @@
 """The benchmarks compare like with like."""
 
 import json
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import bench
 from benchmarks.plain import PlainGPT
 from minilm import MiniGPT, ModelConfig
 
@@ -29,3 +31,10 @@ def test_a_measurement_is_printed_as_json(words, python):
     found = json.loads(printed)
     assert found["characters_per_second"] > 100
     assert found["peak_mb"] > 100
+
+
+def test_the_machine_is_named_where_the_kernel_does_not_tell_the_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "CPUINFO", tmp_path / "cpuinfo")
+    assert f" cores of {platform.machine()} (" in bench.conditions()  # as on macOS
+    bench.CPUINFO.write_text("processor : 0\n")
+    assert f" cores of {platform.machine()} (" in bench.conditions()  # as on ARM

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import minilm
 from minilm import CharTokenizer, MiniGPT, checkpoint
 from minilm.data.provenance import Source
 from minilm.errors import InputError
-from minilm.files import sha256_of
+from minilm.files import read_table, sha256_of
 
 SOURCE = Source("book.txt", "file:book.txt", None, {"train": 9, "validation": 1, "test": 1}, "0" * 64)
 
@@ -48,6 +49,57 @@ def test_missing_or_damaged_parts_are_named(folder, name):
     shutil.rmtree(folder)
     with pytest.raises(InputError, match="is missing"):
         minilm.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "said"),
+    [
+        ("model", {"rope_base": 10000}, "rope_base"),
+        ("model", {"position": "xpos"}, "position 'xpos' is none of"),
+        ("model", {"embed_dim": 0}, "embed_dim"),
+        ("data", {"license": "mit"}, "license"),
+    ],
+)
+def test_a_config_of_another_version_says_so(folder, part, fields, said):
+    config = folder / "config.json"
+    content = json.loads(config.read_text())
+    content[part] |= fields
+    config.write_text(json.dumps({**content, "new": 1}))
+    with pytest.raises(InputError, match=rf"model: config\.json was written by another version .*{said}"):
+        minilm.load(folder)
+    del content[part]
+    config.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"another version of MiniLM: KeyError: '{part}'"):
+        minilm.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1", b"\xff\xfe", b"[]", b"3"])
+def test_whatever_a_stage_wrote_is_named_when_it_is_damaged(tmp_path, content):
+    path = tmp_path / "source.json"
+    SOURCE.save(path)
+    assert Source.load(path) == SOURCE
+    path.write_bytes(content)
+    for read in (Source.load, read_table):
+        with pytest.raises(
+            InputError, match=rf"{path} (is damaged|was written by another version).*dvc repro"
+        ):
+            read(path)
+
+
+def test_a_source_of_another_version_says_so(tmp_path):
+    (tmp_path / "source.json").write_text(json.dumps(asdict(SOURCE) | {"license": "mit"}))
+    with pytest.raises(InputError, match=r"source\.json was written by another version of MiniLM: .*license"):
+        Source.load(tmp_path / "source.json")
+
+
+def test_a_table_that_is_cut_off_is_damaged(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("kind,loss\nspace,1.5\n")
+    assert read_table(path) == {"kind": ["space"], "loss": [1.5]}
+    for end in ("letter", "letter,", "letter,3e-", "letter,2,1", "\0\0"):
+        path.write_text("kind,loss\nspace,1.5\n" + end)
+        with pytest.raises(InputError, match=r"a\.csv is damaged: .*; `dvc repro` makes it again"):
+            read_table(path)
 
 
 def test_a_part_of_another_model_is_refused(folder, tiny_model, tmp_path):

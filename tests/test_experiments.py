@@ -1,9 +1,17 @@
 """Experiments in a clone with tiny parameters: by DVC, by the command line, on one's own text."""
 
+import copy
+import subprocess
+from pathlib import Path
+
+import pytest
 import yaml
 
+import main
 from conftest import ROOT, stages_run
+from minilm.errors import InputError
 from minilm.params import STAGES, load_params
+from stages import download
 
 ALL = set(STAGES)
 
@@ -41,6 +49,92 @@ def test_own_text_and_its_change(fresh, tmp_path):
     assert fresh.read("data/raw/train.txt").startswith("Only play")
 
 
+@pytest.mark.parametrize(
+    ("name", "is_relative"),
+    [
+        ("../books/a b.txt", False),
+        ("{tmp}/books", False),
+        ("~/books/Bücher.txt", False),
+        ("link.txt", False),
+        ("untracked.txt", False),
+        ("tracked.txt", True),
+        ("./folder", True),
+        ("folder with more", False),
+    ],
+)
+def test_each_way_to_name_a_text_leads_to_it_in_every_checkout(tmp_path, monkeypatch, name, is_relative):
+    main, temporary, text = (
+        tmp_path / "project",
+        tmp_path / "project" / ".dvc" / "tmp" / "exps" / "x",
+        "Words. ",
+    )
+    (tmp_path / "books").mkdir()
+    for folder in ("data", "folder", "folder with more"):
+        (main / folder).mkdir(parents=True)
+    for file in (
+        "../books/a b.txt",
+        "../books/Bücher.txt",
+        "tracked.txt",
+        "folder/a.txt",
+        "folder with more/a.txt",
+    ):
+        (main / file).write_text(text)
+    (main / "link.txt").symlink_to("../books/a b.txt")
+    (main / ".gitignore").write_text(".dvc\n")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", main]
+    for command in (["init"], ["add", "--all"], ["commit", "--message", "x"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    for file in ("untracked.txt", "folder with more/b.txt"):
+        (main / file).write_text(text)
+    subprocess.run(["git", "clone", main, temporary], check=True, capture_output=True)
+    (temporary / "data").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DVC_ROOT", str(main))
+    for folder in (main, temporary):
+        monkeypatch.chdir(folder)
+        path = download.locate(name.format(tmp=tmp_path))
+        download.point_to(path)
+        link = Path("data/local_text")
+        assert link.resolve() == path
+        assert link.readlink().is_absolute() != is_relative
+        assert any(file.read_text() == text for file in (path, *path.glob("*.txt")) if file.is_file())
+        assert path.is_relative_to(folder) or not is_relative
+
+
+def test_the_command_line_takes_a_path_as_the_caller_sees_it(tmp_path, monkeypatch):
+    (tmp_path / "my book.txt").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("my book.txt", "~/my book.txt", "../" + tmp_path.name + "/my book.txt"):
+        assert main.as_seen_from_root(name) == str(tmp_path / "my book.txt")
+    monkeypatch.chdir(ROOT / "tests")
+    assert main.as_seen_from_root("../LICENSE") == "LICENSE"
+    assert main.as_seen_from_root("missing.txt") == "missing.txt"
+    assert main.as_seen_from_root("wikitext-2") == "wikitext-2"
+
+
+def test_where_links_are_refused_it_says_so(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "local_text.unfinished").mkdir()  # os.symlink fails as it does without links
+    with pytest.raises(InputError, match="must be a symbolic link, which this file system refuses"):
+        download.point_to(tmp_path)
+
+
+def test_a_sweep_over_own_texts_in_the_queue(fresh, tmp_path):
+    (fresh.folder / "my book.txt").write_text("All work and no play. " * 40)
+    (fresh.folder.parent / "other.txt").write_text("Only play. " * 80)
+    names = "'my book.txt',../other.txt"
+    fresh.dvc("exp", "run", "--queue", "-S", f"dataset={names}")
+    assert fresh.work_off_queue(jobs=2).count("Success") == 2
+    runs = {run.inputs.dataset_inputs[0].dataset.name: run for run in fresh.mlflow_runs()[:2]}
+    assert runs.keys() == {"my book.txt", "../other.txt"}
+    assert all("test_loss" in run.data.metrics for run in runs.values())
+    # Another time in a temporary folder: all comes from the cache, as the text is found and the same.
+    output = fresh.dvc("exp", "run", "--temp", "-S", "dataset=../other.txt")
+    assert stages_run(output) <= {"download"}
+
+
 def test_folder_of_texts_notices_a_new_file(fresh, tmp_path):
     (tmp_path / "a.txt").write_text("All work and no play. " * 40)
     fresh.set(dataset=str(tmp_path))
@@ -51,8 +145,8 @@ def test_folder_of_texts_notices_a_new_file(fresh, tmp_path):
 
 
 def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
-    output = fresh.main("--train", "--recipe", "modern", "--steps", "2", "--eval_interval", "1",
-                        "--compile", "false", "--embed_dim", "32",
+    output = fresh.main("--train", "--recipe", "modern", "--steps", "2", "--warmup_steps", "1",
+                        "--eval_interval", "1", "--compile", "false", "--embed_dim", "32",
                         "--seed", "5", "--prompt", "A, 'b' = ${c} ")  # fmt: skip
     assert stages_run(output) == {"train", "evaluate", "sample", "report"}
     assert "step 2/2" in output
@@ -66,6 +160,21 @@ def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
     refused = fresh.main("--train", "--recipe", "old", ok=False)
     assert "invalid choice: 'old'" in refused
     assert "'classic', 'modern', 'shakespeare-cpu'" in refused
+
+
+@pytest.mark.parametrize("kind", ["a worktree", "a shallow clone without a branch"])
+def test_an_experiment_in(kind, fresh):
+    other = copy.copy(fresh)
+    other.folder = fresh.folder.parent / kind
+    if "worktree" in kind:
+        fresh._git("worktree", "add", "--quiet", "-b", "other", other.folder)
+    else:
+        fresh._git("clone", "--quiet", "--depth", "1", fresh.folder.as_uri(), other.folder)
+        other._git("checkout", "--quiet", "--detach")
+    other.dvc("cache", "dir", "--local", str(fresh.folder / ".dvc" / "cache"))
+    output = other.dvc("exp", "run", "--name", "x", "-S", "seed=7", "sample")
+    assert stages_run(output) == {"train", "sample"}
+    assert "x" in other.dvc("exp", "list", "--name-only").split()
 
 
 def test_torchs_launcher_starts_training(fresh):

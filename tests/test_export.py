@@ -325,7 +325,7 @@ def front_matter(out: Path) -> dict:
 def test_the_card_says_where_the_model_comes_from_and_what_it_cannot_do(exported):
     _, ours, folder, out = exported
     card = ModelCard.load(out / "README.md")
-    assert card.data.license == "mit"
+    assert card.data.license == "cc-by-sa-3.0"
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "text-generation"
     assert card.data.language == ["en"]
@@ -337,6 +337,7 @@ def test_the_card_says_where_the_model_comes_from_and_what_it_cannot_do(exported
         'origin: "hub:Salesforce/wikitext:wikitext-2-raw-v1"',
         'characters: {"train": 1234567}',
         'sha256: "ab12"',
+        "The license above is the text's.\n",
         "No metrics of this model were found",
         "learning_rate: 0.0003",
         'activation: "relu"',
@@ -354,10 +355,13 @@ def test_the_sample_text_is_loud_and_an_unknown_language_is_not_claimed(tmp_path
     text = (tmp_path / "a out" / "README.md").read_text()
     assert "# MiniLM on the bundled sample text\n\n> **WARNING: " in text
     assert "datasets" not in front_matter(tmp_path / "a out")
+    assert front_matter(tmp_path / "a out")["license"] == "mit"
     odd = 'file:my | `book`: "é".txt'
     save_model(tmp_path / "b", CONFIG, replace(SOURCE, dataset="book.txt", origin=odd))
     export(tmp_path / "b", tmp_path / "b out")
     assert not {"language", "datasets"} & set(front_matter(tmp_path / "b out"))
+    assert front_matter(tmp_path / "b out")["license"] == "unknown"
+    assert "name one above before you publish" in (tmp_path / "b out" / "README.md").read_text()
     lines = re.findall(r"```yaml\n(.*?)```", (tmp_path / "b out" / "README.md").read_text(), re.DOTALL)
     assert yaml.safe_load(lines[0])["origin"] == odd
 

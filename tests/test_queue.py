@@ -2,12 +2,10 @@
 
 import csv
 import re
-import time
 from pathlib import Path
 
 import mlflow
 import pytest
-from dvc.repo import Repo
 
 from conftest import stages_run
 from minilm.files import sha256_of
@@ -26,16 +24,7 @@ def queued(project):
         file.unlink()
     project.dvc("exp", "run", "--queue", "--name", "broken", "-S", "num_heads=3")
     project.dvc("exp", "run", "--queue", "-S", "embed_dim=8,32")
-    project.dvc("queue", "start", "--jobs", "2")
-    deadline = time.monotonic() + 240
-    # The workers are DVC's own background processes; asking is the only way to know of their end.
-    # Asked in this process: one for each `dvc queue status` would take half a core from them.
-    with Repo(project.folder) as repo:
-        queue = repo.experiments.celery_queue
-        while len(list(queue.iter_done())) < 3:
-            assert time.monotonic() < deadline, queue.status()
-            time.sleep(1)
-    status = project.dvc("queue", "status")
+    status = project.work_off_queue(jobs=2)
     assert len(re.findall("Success", status)) == 2
     assert re.search(r"broken .* Failed\b", status)
     project.dvc("exp", "run", "--temp", "-S", "embed_dim=24")

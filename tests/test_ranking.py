@@ -58,13 +58,15 @@ class Shop:
 
 @pytest.fixture
 def shop(tmp_path, empty_store, monkeypatch, tiny_model):
+    root = tmp_path / "50 % #1 ä"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_store, tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(root))
     source = Source("wikitext-2", "sample", "wikitext-2", {"train": 9, "validation": 3, "test": 2}, DATA)
-    save(tmp_path / "models" / "minilm", *tiny_model, {}, source, {"precision": "float32"})
-    return Shop(tmp_path, tmp_path / "models" / "minilm")
+    save(root / "models" / "minilm", *tiny_model, {}, source, {"precision": "float32"})
+    monkeypatch.chdir(root)
+    shutil.copy(empty_store, root)
+    yield Shop(root, root / "models" / "minilm")
+    assert [*tmp_path.iterdir()] == [root]  # nothing was written beside it
 
 
 def test_the_lowest_comes_first_with_what_differs(shop):
@@ -162,3 +164,24 @@ def test_the_champion_moves_to_what_is_better_on_its_dataset(shop, monkeypatch, 
     shop.add(0.9, "without model", data=OTHER_DATA)
     with pytest.raises(SystemExit, match="has no model yet; `make sync` adds it"):
         champion()
+
+
+def test_the_champion_is_chosen_from_the_same_ranking_as_the_best(shop, monkeypatch, capsys):
+    shop.add_whole(0.1, "killed", status="KILLED")
+    shop.add_whole(0.2, "elsewhere", data=OTHER_DATA)
+    shop.add_whole(2.0, "first", eval_context=0)
+    shop.add_whole(2.1, "second")
+    monkeypatch.setattr(sys, "argv", ["ranking", "--champion"])
+    main()
+    ranking, moved = capsys.readouterr().out.rsplit("\n\n", 1)
+    assert ranking == table(shop.rank(), 10)
+    assert re.findall(r"(\d\.\d+\*?) +(\w+)", ranking) == [("2.0000", "first"), ("2.1000*", "second")]
+    assert "evaluated with another eval_context" in ranking
+    assert "is now version 1: first, " in moved
+
+
+@pytest.mark.parametrize("name", ["what?", "a%20b"])
+def test_a_folder_that_mlflow_would_misread_is_refused(name, elsewhere, tmp_path):
+    with pytest.raises(store.StoreUnavailable, match="rename the folder"):
+        store.open_store(tmp_path / name)
+    assert not (tmp_path / name.partition("?")[0]).exists()

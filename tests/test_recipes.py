@@ -41,8 +41,8 @@ def test_classic_is_the_defaults():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_trains(path):
-    values = load_recipe(path) | {"steps": "3", "eval_interval": "3", "eval_batches": "1", "compile": "false"}
-    params = load_params(ROOT / "params.yaml", values).train
+    short = {"steps": "3", "warmup_steps": "1", "eval_interval": "3", "eval_batches": "1", "compile": "false"}
+    params = load_params(ROOT / "params.yaml", load_recipe(path) | short).train
     tokens = np.tile(np.arange(1, 12, dtype=np.uint8), 100)
     (report,) = train(MiniGPT(ModelConfig.from_params(12, params)), tokens, tokens, params)
     assert report.step == 3

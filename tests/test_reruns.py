@@ -9,7 +9,7 @@ from minilm.params import FIELDS, STAGES
 # A change of each key that a run on the bundled sample bears.
 CHANGES = {
     "dataset": "minilm/data/sample_text/train.txt", "allow_fallback": "yes",
-    "holdout_fraction": "0.2", "min_char_count": "2",
+    "holdout_fraction": "0.2", "holdout_blocks": "2", "min_char_count": "2",
     "block_size": "16", "embed_dim": "32", "num_heads": "4", "num_layers": "2", "mlp_ratio": "2",
     "position": "rope", "activation": "gelu", "normalization": "rmsnorm", "qk_norm": "true",
     "tied_embeddings": "false", "biases": "false", "attention_dropout": "0.1", "mlp_dropout": "0.1",
@@ -23,7 +23,7 @@ CHANGES = {
     "top_k": "3", "top_p": "0.5", "min_p": "0.1", "stop": "x", "sample_seed": "1", "device": "cpu",
 }  # fmt: skip
 # Stages that run because what they read has changed, by the first stage that runs. A change of
-# allow_fallback or holdout_fraction leaves the sample text as it is, so nothing follows on download;
+# allow_fallback or the held-out share leaves the sample text as it is, so nothing follows on download;
 # another text, after which all stages run, is in test_experiments.py.
 FOLLOWING = {
     "encode": {"train", "evaluate", "sample", "report"},

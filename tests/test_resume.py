@@ -15,7 +15,7 @@ import torch
 
 from minilm import MiniGPT, ModelConfig, train
 from minilm.params import TrainParams
-from minilm.training.fingerprint import fingerprint
+from minilm.training.fingerprint import fingerprint, training_inputs
 from minilm.training.snapshots import Snapshots, interruption
 
 TOKENS = np.random.default_rng(7).integers(1, 6, 400).astype(np.uint8)
@@ -83,7 +83,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, capsy
     with pytest.raises(Killed):
         run(PARAMS, snapshots)
     newest = tmp_path / "step-0000000005"
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-0000000004", newest.name]
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-0000000004", newest.name]
     for damage in (lambda whole: whole[:-7], lambda whole: whole[:900] + b"x" + whole[901:]):
         content = newest.read_bytes()
         newest.write_bytes(damage(content))
@@ -92,7 +92,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, capsy
         assert again == curve
         assert all(torch.equal(p, q) for p, q in zip(weights, same_weights, strict=True))
         newest.write_bytes(content)
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("step-*"):
         path.write_bytes(b"")
     assert Snapshots(tmp_path, 1).load() is None
 
@@ -113,21 +113,42 @@ def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
 
 
 def test_fingerprints_tell_trainings_apart(tmp_path):
-    def name(content="x", deps=("a",), environment=(("threads", 2),), **params) -> str:
-        for file in "ab":
+    def name(data="x", code="x = 1", deps=("a", "b.py"), environment=(("threads", 2),), **params) -> str:
+        for file, content in (("a", data), ("b.py", code), ("c", data)):
             (tmp_path / file).write_text(content)
         stage = {"cmd": "true", "deps": list(deps)}
         (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"train": stage}}))
-        return fingerprint(tmp_path, {"steps": 1, "checkpoint_interval": 60, **params}, dict(environment))
+        params = {"steps": 1, "checkpoint_interval": 60, "eval_interval": 5, **params}
+        return fingerprint(training_inputs(tmp_path, params, dict(environment)))
 
     changed = [
-        name(content="y"),
-        name(deps=("a", "b")),
+        name(data="y"),
+        name(code="x = 2"),
+        name(code="y = 1"),
+        name(deps=("a", "b.py", "c")),
         name(environment=(("threads", 1),)),
         name(steps=2),
+        name(eval_interval=6),  # the loss curve has other points
     ]
-    assert len({name(), *changed}) == 5
-    assert name(checkpoint_interval=1, launcher="torchrun") == name()
+    assert len({name(), *changed}) == len(changed) + 1
+    assert name(checkpoint_interval=1, launcher="torchrun", device="cpu", precision="auto") == name()
+    assert name(code='"""Says what it is."""\n\n\nx = (1)  # and why\n') == name()
+    body = "def f():\n    {}return 1\n"
+    assert name(code=body.format('"""One."""\n    ')) == name(code=body.format("")) != name()
+
+
+def test_other_trainings_checkpoints_are_told_of(tmp_path):
+    inputs = {"steps": 3, "learning_rate": 0.1, "code.py": "f00"}
+    ours = Snapshots(tmp_path / "ours", 1, inputs)
+    assert not ours.describe_others()
+    ours.save(1, {"weights": torch.ones(10)})
+    assert not ours.describe_others()
+    Snapshots(tmp_path / "far", 1, {}).save(1, {"weights": torch.ones(500_000)})
+    Snapshots(tmp_path / "near", 1, inputs | {"learning_rate": 0.2, "code.py": "ba4"}).save(1, {})
+    said = f"{tmp_path} has 2.0 MB of checkpoints of other unfinished trainings; the nearest differs in "
+    assert ours.describe_others() == f"{said}code.py, learning_rate; `make clean` removes them"
+    (tmp_path / "near" / "inputs.json").write_text("")  # just being written
+    assert not ours.describe_others()
 
 
 def test_signals_are_noted_and_then_again_left_to_others():
@@ -250,11 +271,15 @@ def test_forced_it_resumes_too(trained):
     assert_as_never_interrupted(trained, trained.dvc("repro", "--force", "--single-item", "train"))
 
 
-def test_changed_parameters_are_another_training(trained):
+def test_changed_parameters_are_another_training_changed_comments_are_not(trained):
     interrupt(trained, signal.SIGTERM, "step 100/400")
     trained.set(learning_rate="0.02")
-    assert "resuming" not in trained.run(*STAGE).stdout
+    printed = trained.run(*STAGE).stdout
+    assert "resuming" not in printed
+    assert re.search(r"train: .* MB of checkpoints .*; the nearest differs in learning_rate;", printed)
     trained.set(learning_rate="0.01")
+    code = trained.folder / "minilm/training/loop.py"
+    code.write_text("# A comment changes nothing.\n" + code.read_text())
     assert_as_never_interrupted(trained, trained.run(*STAGE).stdout)
 
 

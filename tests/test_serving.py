@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -45,9 +46,10 @@ import json, sys, time
 from pathlib import Path
 
 sys.path.insert(0, {project!r})
-import mlflow
 from minilm.deploy.pyfunc import log_model
+import mlflow, mlflow.telemetry
 
+assert mlflow.telemetry.get_telemetry_client() is None
 client, start = mlflow.MlflowClient({uri!r}), time.perf_counter()
 for run_id in {runs!r}:
     log_model(client, run_id, Path("a model").absolute())
@@ -85,7 +87,15 @@ class Logged:
         script = LOG_AND_LOAD.format(
             project=str(ROOT), uri=f"sqlite:///{root / 'mlflow.db'}", runs=[ended, active], prompt=PROMPT
         )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+        # Without what turns MLflow's telemetry off in tests.
+        env = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("CI", "PYTEST_CURRENT_TEST", "MLFLOW_DISABLE_TELEMETRY")
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, cwd=root, env=env
+        )
         assert done.returncode == 0, done.stderr
         self.complaints = done.stderr
         self.seconds, self.texts, self.pieces, self.imported = json.loads(done.stdout)

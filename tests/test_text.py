@@ -1,8 +1,14 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from dvc.fs import localfs
 
+from conftest import ROOT
 from minilm.data.corpus import Corpus, open_corpus, read_text, sample_corpus
 from minilm.data.tokenizer import UNKNOWN_CHARACTER, CharTokenizer
 from minilm.errors import InputError
@@ -93,28 +99,93 @@ def test_byte_that_is_not_utf8_is_given_with_its_offset(tmp_path, before, bom):
         opened(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TEXT.encode("utf-16"), r"looks like UTF-16; to convert it: iconv -f utf-16 -t utf-8 'a book.txt' >"),
+        ("Blaise l'a dit à l'été".encode("latin1"), "looks like Latin-1 or another .* iconv -f latin1"),
+        (b"a\0b", "NUL bytes"),
+    ],
+)
+def test_other_encodings_are_named_with_what_converts_them(tmp_path, content, message):
+    path = tmp_path / "a book.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        opened(path)
+
+
+def test_odd_texts_are_read_as_they_are(tmp_path):
+    path, every = tmp_path / "book.txt", "".join(map(chr, [*range(1, 13), *range(14, 0xD800)]))
+    for text in (every * 2, " " * 100, "a" * 100, "no end"):
+        path.write_bytes(text.encode())
+        assert "".join(texts(opened(path)).values()) == text
+
+
 def test_folder_of_texts(tmp_path):
     (tmp_path / "b.txt").write_text("second\n")
-    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "a.TXT").write_text("first")
     (tmp_path / "c.md").write_text("no text")
-    assert "".join(texts(opened(tmp_path)).values()) == "first\nsecond\n"
+    (tmp_path / "._a.txt").write_bytes(b"\xff\0")
+    for folder in ("d.txt", "sub", ".ipynb_checkpoints"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "e.txt").write_text(folder)
+    assert "".join(texts(opened(tmp_path)).values()) == "first\nsecond\nd.txt\nsub"
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"gone\.txt is a link to a file that is not there"):
+        opened(tmp_path)
 
 
-def test_folder_of_splits(tmp_path):
-    for split in SPLITS:
-        (tmp_path / f"{split}.txt").write_text(f"This is {split}.")
+def test_a_folder_is_read_as_far_as_dvc_hashes_it(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.txt").write_text("behind a link to a folder")
+    (tmp_path / "c").write_text("behind a link to a file")
+    (tmp_path / "text" / "a.txt").write_text("here")
+    (tmp_path / "text" / "b").symlink_to("../other")
+    (tmp_path / "text" / "c.txt").symlink_to("../c")
+    hashed = {Path(path).name for path in localfs.find(str(tmp_path / "text"))}
+    assert hashed == {"a.txt", "c.txt"}
+    assert "".join(texts(opened(tmp_path / "text")).values()) == "here\nbehind a link to a file"
+
+
+@pytest.mark.parametrize(
+    "names", [SPLITS, ("training", "val", "Test"), ("wiki.train", "wiki.valid", "wiki.test")]
+)
+def test_folder_of_splits(tmp_path, names):
+    for split, name in zip(SPLITS, names, strict=True):
+        (tmp_path / f"{name}.txt").write_text(f"This is {split}.")
     assert texts(opened(tmp_path)) == {split: f"This is {split}." for split in SPLITS}
-    (tmp_path / "more.txt").write_text("More.")
-    together = "More.\nThis is test.\nThis is train.\nThis is validation."
-    assert "".join(texts(opened(tmp_path)).values()) == together
+
+
+@pytest.mark.parametrize("names", ["train README", "train valid dev", "test book", "a/train b/train"])
+def test_folder_of_splits_and_others_is_refused(tmp_path, names):
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text("Some text.")
+    with pytest.raises(InputError, match=r"holds .*\.txt, .*; move or rename the others"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 40])
+def test_held_out_blocks_spread_over_the_text(tmp_path, blocks):
+    # Each character says where it stands.
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 4000))) * 1000  # several pieces
+    path = tmp_path / "book.txt"
+    path.write_text(text, encoding="utf-8")
+    corpus = open_corpus(str(path), holdout_fraction=0.2, allow_fallback=False, holdout_blocks=blocks)
+    expected = dict.fromkeys(SPLITS, "")
+    for block in range(blocks):
+        part = text[len(text) * block // blocks : len(text) * (block + 1) // blocks]
+        share = int(len(part) * 0.2)
+        expected["train"] += part[: len(part) - 2 * share]
+        expected["validation"] += part[len(part) - 2 * share : len(part) - share]
+        expected["test"] += part[len(part) - share :]
+    assert texts(corpus) == expected
 
 
 def test_texts_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match=r"holds no \.txt file"):
         opened(tmp_path)
-    (tmp_path / "empty.txt").touch()
-    with pytest.raises(InputError, match="is empty"):
-        opened(tmp_path / "empty.txt")
     with pytest.raises(InputError, match=r"no text file or folder 'wikitext-4'.*take wikitext-2 or"):
         opened("wikitext-4")
     with pytest.raises(InputError, match="not of the form hub:owner/name"):
@@ -149,3 +220,37 @@ def test_all_or_nothing(tmp_path):
     write(fail=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     assert (tmp_path / "out" / "a").read_text() == "new"
+
+
+def test_what_a_killed_process_left_is_ignored_by_git_and_removed(tmp_path):
+    kill = (
+        "from minilm.files import *; import os\nwith all_or_nothing('models/minilm'): os.kill(os.getpid(), 9)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", kill], cwd=tmp_path, env=environment, check=False)
+    (left,) = (tmp_path / "models").glob(".unfinished-*")
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    (left / "a").touch()
+    (tmp_path / "params.unfinished").touch()
+    untracked = ["git", "ls-files", "--others", "--exclude-standard"]
+    assert subprocess.check_output(untracked, cwd=tmp_path, text=True) == ".gitignore\n"
+
+    with all_or_nothing(tmp_path / "models" / "minilm"):
+        assert left.exists()  # it may be another process's, which still writes
+    os.utime(left, (0, 0))
+    with all_or_nothing(tmp_path / "models" / "minilm"):
+        assert not left.exists()
+
+    for folder in (
+        left,
+        tmp_path / ".unfinished-x",
+        tmp_path / ".checkpoints" / "x",
+        tmp_path / "data" / "raw",
+    ):
+        folder.mkdir(parents=True)
+    subprocess.run(["make", "--file", ROOT / "Makefile", "clean"], cwd=tmp_path, check=True)
+    rest = sorted(path.name for path in tmp_path.iterdir() if path.name != ".git")
+    assert rest == [".gitignore", "data", "models"]
+    assert not left.exists()
+    assert (tmp_path / "data" / "raw").exists()

@@ -4,8 +4,10 @@ Every source is a `Corpus`: three splits that can be read as often as one likes,
 memory does not grow with the text.
 """
 
+import codecs
 import os
 import re
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from io import TextIOWrapper
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,17 @@ from minilm.files import SPLITS
 SAMPLE_FOLDER = Path(__file__).parent / "sample_text"
 WIKITEXT = {name: f"hub:Salesforce/wikitext:{name}-raw-v1" for name in ("wikitext-2", "wikitext-103")}
 HUB_TIMEOUT = 6.0  # seconds in which the Hub must answer
+LEAST_CHARACTERS = 2  # of a split: the first is the context of the second, which is predicted
+# The usual names of the splits' files; `wiki.train.txt` counts as `train.txt`.
+FILE_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 
 Pieces = Callable[[], Iterator[str]]
 
@@ -37,6 +51,7 @@ class Corpus:
     origin: str  # where it really comes from, such as `hub:Salesforce/wikitext:wikitext-2-raw-v1`
     splits: Mapping[str, Pieces]  # for each of SPLITS a function that starts reading it
     fallback_for: str | None = None  # the dataset that was asked for, where the sample text replaces it
+    reason: str = ""  # why it does
 
 
 def load_wikitext(split: str = "train", name: str = "wikitext-2", allow_fallback: bool = True) -> str:
@@ -50,26 +65,33 @@ def load_wikitext(split: str = "train", name: str = "wikitext-2", allow_fallback
         raise InputError(f"{name} {split}: take one of {', '.join(WIKITEXT)} and of {', '.join(SPLITS)}")
     corpus = open_corpus(name, holdout_fraction=0.1, allow_fallback=allow_fallback)
     if corpus.fallback_for:
-        print(fallback_warning(corpus.fallback_for), file=sys.stderr)
+        print(f"{fallback_warning(corpus.fallback_for)} ({corpus.reason})", file=sys.stderr)
     return "".join(corpus.splits[split]())
 
 
 def open_corpus(
-    dataset: str, *, holdout_fraction: float, allow_fallback: bool, path: Path | None = None
+    dataset: str,
+    *,
+    holdout_fraction: float,
+    allow_fallback: bool,
+    holdout_blocks: int = 1,
+    path: Path | None = None,
 ) -> Corpus:
     """Find the text that `dataset` names.
 
     Args:
         dataset: a key of WIKITEXT, hub:owner/name[:config], or the path of a text file or folder.
-        holdout_fraction: share of the text that each missing split takes from its end.
+        holdout_fraction: share of the text that each missing split takes.
         allow_fallback: take the bundled sample when the Hub cannot be reached.
+        holdout_blocks: equal blocks of the text from whose ends they take it.
         path: where the text file or folder lies, if not at `dataset`.
 
     Raises:
         InputError: there is no such dataset, it is no text, or it cannot be reached.
     """
+    holdout = partial(_with_holdout, fraction=holdout_fraction, blocks=holdout_blocks)
     if (path := path or Path(dataset)).exists() and not is_hub_name(dataset):
-        return _text_corpus(dataset, path, holdout_fraction)
+        return Corpus(f"file:{dataset}", holdout(_own_splits(dataset, path)))
     if not is_hub_name(dataset):
         near = get_close_matches(dataset, WIKITEXT, n=1)
         raise InputError(
@@ -77,14 +99,15 @@ def open_corpus(
             f"no dataset; take {near[0] if near else 'wikitext-2, wikitext-103'} or hub:owner/name[:config]"
         )
     try:
-        return _hub_corpus(WIKITEXT.get(dataset, dataset), holdout_fraction)
+        name = WIKITEXT.get(dataset, dataset).removesuffix(":")
+        return Corpus(name, holdout(_hub_splits(name)))
     except ConnectionError as error:
         if not allow_fallback:
             raise InputError(
                 f"dataset: {dataset} could not be read from the Hugging Face Hub ({error}), nor from the "
                 "local cache; try again with a network, or set allow_fallback: true for the sample text"
             ) from None
-        return sample_corpus(fallback_for=dataset)
+        return sample_corpus(dataset, str(error))
 
 
 def is_hub_name(dataset: str) -> bool:
@@ -92,47 +115,65 @@ def is_hub_name(dataset: str) -> bool:
     return dataset in WIKITEXT or dataset.startswith("hub:")
 
 
-def sample_corpus(fallback_for: str | None = None) -> Corpus:
-    """The bundled sample text."""
+def sample_corpus(fallback_for: str | None = None, reason: str = "") -> Corpus:
+    """The bundled sample text; the arguments are as in Corpus."""
     pieces = {split: partial(read_text, SAMPLE_FOLDER / f"{split}.txt") for split in SPLITS}
-    return Corpus("sample", pieces, fallback_for)
+    return Corpus("sample", pieces, fallback_for, reason)
 
 
 def read_text(path: Path) -> Iterator[str]:
     """The UTF-8 text of a file in pieces; a byte order mark is left out, line ends become newlines.
 
     Raises:
-        InputError: a byte is not UTF-8.
+        InputError: it is not UTF-8, or holds NUL bytes, which no text does.
     """
     with path.open("rb") as file:
         text = TextIOWrapper(file, "utf-8-sig")
         try:
             while piece := text.read(1 << 20):
+                if "\0" in piece:
+                    raise InputError(f"dataset: {path}: holds NUL bytes, so it is no text in UTF-8")
                 yield piece
         except UnicodeDecodeError as error:
             # The error knows the bytes that were decoded last, up to where the file was read.
             offset = file.tell() - len(error.object) + error.start
             place = f"byte 0x{error.object[error.start]:02x} at offset {offset:,}"
-            raise InputError(f"dataset: {path}: not UTF-8: {place}; save the file as UTF-8") from None
+            file.seek(0)
+            wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            kind, encoding = ("UTF-16", "utf-16") if wide else ("Latin-1 or another 8-bit encoding", "latin1")
+            raise InputError(
+                f"dataset: {path}: not UTF-8: {place}; it looks like {kind}; to convert it: "
+                f"iconv -f {encoding} -t utf-8 {shlex.quote(path.name)} > {shlex.quote('utf8-' + path.name)}"
+            ) from None
 
 
-def _text_corpus(dataset: str, path: Path, holdout_fraction: float) -> Corpus:
-    """One's own text: a file, or a folder's .txt files in the order of their names.
+def _own_splits(dataset: str, path: Path) -> dict[str, Pieces]:
+    """The splits of one's own text: of a file, or of a folder's .txt files, hidden ones left out.
 
-    A folder of train.txt and nothing but validation.txt and test.txt is taken as these splits.
+    If one of the files is named after a split, each must be; else all, by their names, are one text.
     """
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return {"train": partial(read_text, path)}
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".txt" and not file.is_dir())
+    files = [file for file in found if not any(p.startswith(".") for p in file.relative_to(path).parts)]
     if not files:
         raise InputError(f"dataset: folder {dataset} holds no .txt file")
-    named = {file.relative_to(path).as_posix().removesuffix(".txt"): file for file in files}
-    if "train" in named and named.keys() <= set(SPLITS):
-        splits: dict[str, Pieces] = {split: partial(_joined, [file]) for split, file in named.items()}
-    else:
-        splits = {"train": partial(_joined, files)}
-    for split, pieces in splits.items():
-        if not any(map(len, pieces())):
-            raise InputError(f"dataset: {named.get(split, dataset)} is empty; it needs some text")
-    return Corpus(f"file:{dataset}", _with_holdout(splits, holdout_fraction))
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"dataset: {file} is a link to a file that is not there")
+    names = [FILE_NAMES.get(file.stem.lower().rpartition(".")[2]) for file in files]
+    if not any(names):
+        return {"train": partial(_joined, files)}
+    splits: dict[str, Pieces] = {
+        name: partial(read_text, file) for name, file in zip(names, files, strict=True) if name
+    }
+    if "train" not in splits or len(splits) < len(files):
+        listed = ", ".join(file.relative_to(path).as_posix() for file in files)
+        raise InputError(
+            f"dataset: folder {dataset} holds {listed}: where one file is named after a split, train.txt "
+            "must be there, and nothing else but validation.txt and test.txt; move or rename the others"
+        )
+    return splits
 
 
 def _joined(files: list[Path]) -> Iterator[str]:
@@ -145,84 +186,109 @@ def _joined(files: list[Path]) -> Iterator[str]:
             yield "\n"
 
 
-def _with_holdout(splits: Mapping[str, Pieces], holdout_fraction: float) -> Mapping[str, Pieces]:
-    """Give each missing split its share of the training text's end: test the last one, validation before."""
+def _with_holdout(splits: Mapping[str, Pieces], fraction: float, blocks: int) -> Mapping[str, Pieces]:
+    """Give each missing split its share of each block of the training text, test the end of it."""
     missing = [split for split in SPLITS if split not in splits]
     if not missing:
         return splits
     text = splits["train"]
     length = sum(map(len, text()))
-    share = int(length * holdout_fraction)
-    kept = length - share * len(missing)
-    ranges = {"train": (0, kept)}
-    ranges |= {split: (kept + i * share, kept + (i + 1) * share) for i, split in enumerate(missing)}
-    return {s: partial(_cut, text, *ranges[s]) if s in ranges else splits[s] for s in SPLITS}
+    edges = [length * block // blocks for block in range(blocks + 1)]
+    ranges: dict[str, list[tuple[int, int]]] = {split: [] for split in ("train", *missing)}
+    for start, end in pairwise(edges):
+        share = int((end - start) * fraction)
+        kept = end - share * len(missing)
+        ranges["train"].append((start, kept))
+        for i, split in enumerate(missing):
+            ranges[split].append((kept + i * share, kept + (i + 1) * share))
+    return {s: partial(_cut, text, ranges[s]) if s in ranges else splits[s] for s in SPLITS}
 
 
-def _cut(text: Pieces, start: int, stop: int) -> Iterator[str]:
-    """The characters from `start` to before `stop`."""
-    position = 0
+def _cut(text: Pieces, ranges: list[tuple[int, int]]) -> Iterator[str]:
+    """The characters in each (start, stop), which follow one another."""
+    position, remaining = 0, list(ranges)
     for piece in text():
-        if part := piece[max(0, start - position) : max(0, stop - position)]:
-            yield part
-        position += len(piece)
-        if position >= stop:
+        end = position + len(piece)
+        while remaining and remaining[0][0] < end:
+            start, stop = remaining[0]
+            if part := piece[max(0, start - position) : max(0, stop - position)]:
+                yield part
+            if stop > end:
+                break
+            remaining.pop(0)
+        position = end
+        if not remaining:
             return
 
 
-def _hub_corpus(dataset: str, holdout_fraction: float) -> Corpus:
-    """The dataset hub:owner/name[:config], from the Hub or from the local cache.
+def _hub_splits(dataset: str) -> dict[str, Pieces]:
+    """The splits of hub:owner/name[:config], from the Hub or from the local cache.
 
     Raises:
-        ConnectionError: neither the Hub nor the cache has it to give.
-        InputError: the Hub has no such dataset, or it holds no text.
+        ConnectionError: the Hub cannot be reached, and the cache does not have it.
+        InputError: the Hub has no such dataset, it cannot be read, or it holds no text.
     """
     if not (parts := re.fullmatch("hub:([^/:]+/[^/:]+)(?::(.*))?", dataset)):
         raise InputError(f"dataset: {dataset!r} is not of the form hub:owner/name or hub:owner/name:config")
-    repo, config = parts[1], parts[2] or None
-    if not (online := _hub_answers(repo)):
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is imported
+    repo, config = parts.groups()
+    unreachable = _why_unreachable(repo)
     import datasets
 
+    datasets.config.HF_HUB_OFFLINE = bool(unreachable)  # else datasets would wait for minutes
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    name = dataset.removesuffix(":")
     try:
         found = datasets.load_dataset(repo, config)
-    except Exception as error:
-        # What is raised differs from case to case; the first line says what happened.
-        reason = str(error).strip().split("\n")[0]
-        if online and isinstance(error, datasets.exceptions.DatasetNotFoundError | ValueError):
-            raise InputError(f"dataset: {name}: {reason}") from None
-        raise ConnectionError(reason) from None
+    except Exception as error:  # of many classes; the first cause says what happened
+        cause = error.__cause__ or error
+        if unreachable or isinstance(error, ConnectionError):
+            raise ConnectionError(unreachable or _in_short(cause)) from None
+        configs: list[str] = []
+        with suppress(Exception):  # the error at hand says enough
+            configs = datasets.get_dataset_config_names(repo)
+        if not config and len(configs) > 1:
+            raise InputError(
+                f"dataset: {dataset} has several configurations; name one, as in {dataset}:{configs[0]}: "
+                f"{', '.join(configs)}"
+            ) from None
+        raise InputError(f"dataset: {dataset} cannot be read: {' '.join(str(cause).split())}") from None
     if "train" not in found:
-        raise InputError(f"dataset: {name} has no split train, only {', '.join(found)}")
-    columns = found["train"].column_names
-    if "text" not in columns:
-        raise InputError(f"dataset: {name} has no column text, only {', '.join(columns)}")
+        raise InputError(f"dataset: {dataset} has no split train, only {', '.join(found)}")
+    features = found["train"].features
+    if "text" not in features:
+        raise InputError(f"dataset: {dataset} has no column text, only {', '.join(features)}")
+    if getattr(features["text"], "dtype", "") not in ("string", "large_string"):
+        raise InputError(f"dataset: the column text of {dataset} is not text but {features['text']}")
     # WikiText's rows are lines that bring their own line ends; elsewhere a row is a document.
     row_end = "" if repo == "Salesforce/wikitext" else "\n"
-    splits = {split: partial(_read_rows, found[split], row_end) for split in SPLITS if split in found}
-    return Corpus(name, _with_holdout(splits, holdout_fraction))
+    return {split: partial(_read_rows, found[split], row_end) for split in SPLITS if split in found}
 
 
-def _hub_answers(repo: str) -> bool:
-    """Whether the Hub may be asked and answers within HUB_TIMEOUT; datasets alone would wait for minutes."""
+def _why_unreachable(repo: str) -> str:
+    """Why the Hub may not be asked or does not answer within HUB_TIMEOUT; empty if it does."""
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
-        return False
+        return "HF_HUB_OFFLINE is set"
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    answers: list[int] = []
+    reasons: list[str] = []
 
     def ask() -> None:
-        with suppress(requests.RequestException):
-            answers.append(requests.get(f"{endpoint}/api/datasets/{repo}", timeout=HUB_TIMEOUT).status_code)
+        try:
+            status = requests.get(f"{endpoint}/api/datasets/{repo}", timeout=HUB_TIMEOUT).status_code
+            # "Not found" and "not allowed" are answers; what they mean, load_dataset says better.
+            reasons.append(f"it answers with status {status}" if status >= 500 else "")
+        except requests.RequestException as error:
+            reasons.append(_in_short(error))
 
     # In a thread, since looking up the host's name obeys no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(HUB_TIMEOUT)
-    # "Not found" and "not allowed" are answers; what they mean, load_dataset says better.
-    return bool(answers) and answers[0] < 500
+    return reasons[0] if reasons else f"no answer within {HUB_TIMEOUT:g} s"
+
+
+def _in_short(error: BaseException) -> str:
+    """Such as `SSLError: self-signed certificate`: the last part of a message that nests others."""
+    return f"{type(error).__name__}: {str(error).rpartition(': ')[2].rstrip(')')}".rstrip("'\"")
 
 
 def _read_rows(rows: Any, row_end: str) -> Iterator[str]:

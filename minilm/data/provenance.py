@@ -4,6 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from minilm.errors import InputError
+from minilm.files import read_json
+
 
 @dataclass(frozen=True)
 class Source:
@@ -21,8 +24,17 @@ class Source:
 
     @classmethod
     def load(cls, path: Path) -> "Source":
-        """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: it is damaged, or written by a version that knew other fields.
+        """
+        try:
+            return cls(**read_json(path))
+        except TypeError as error:
+            raise InputError(
+                f"{path} was written by another version of MiniLM: {error}; `dvc repro` makes it again"
+            ) from None
 
     def __str__(self) -> str:
         """One line for the user; loud where the sample text replaces a dataset."""

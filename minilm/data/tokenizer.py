@@ -88,7 +88,7 @@ class CharTokenizer:
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a saved tokenizer: {error}") from None
+            raise InputError(f"{path}: not a saved tokenizer: {error}; `dvc repro` makes one") from None
         if tokenizer.characters != characters:
             raise InputError(f"{path}: its characters are not in order; the ids would change their meaning")
         return tokenizer

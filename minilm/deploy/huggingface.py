@@ -56,7 +56,9 @@ def export(folder: Path, out: Path) -> str:
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging
     except ImportError as error:
-        raise InputError(f"this needs transformers ({error}): pip install -e '.[export]'") from None
+        raise InputError(
+            f"this needs transformers ({error}): pip install -c constraints.txt -e '.[export]'"
+        ) from None
     logging.disable_progress_bar()
 
     model, tokenizer = load(folder)

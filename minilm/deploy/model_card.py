@@ -13,6 +13,10 @@ from minilm.checkpoint import ModelInfo
 from minilm.data.tokenizer import CharTokenizer
 from minilm.deploy.hf_architectures import Architecture
 from minilm.evaluation.metrics import MEANINGS
+from minilm.files import read_json
+
+# Of the texts that MiniLM knows, which are English; a model can reproduce parts of its text.
+LICENSES = {"sample": "mit", "hub:Salesforce/wikitext": "cc-by-sa-3.0"}
 
 
 def model_card(
@@ -48,6 +52,7 @@ def model_card(
         num_parameters=num_parameters,
         num_characters=len(tokenizer.characters),
         hub=name.split(":") if kind == "hub" else [],
+        license=LICENSES.get(":".join(info.data.origin.split(":")[:2]), "unknown"),
         metrics=[(MEANINGS[key], value) for key, value in metrics.items()],
         hub_metrics=[
             (key.removeprefix("test_"), MEANINGS[key].name, value)
@@ -64,8 +69,8 @@ def find_metrics(folder: Path, model_sha256: str) -> dict[str, float]:
     """The metrics of a model folder PROJECT/models/NAME from PROJECT/reports, if they are this model's."""
     reports = folder.resolve().parent.parent / "reports"
     try:
-        evaluation = json.loads((reports / "evaluation.json").read_text(encoding="utf-8"))
-        metrics = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
+        evaluation = read_json(reports / "evaluation.json")
+        metrics = read_json(reports / "metrics.json")
     except OSError:
         return {}
     is_this_model = evaluation["model_sha256"] == model_sha256

@@ -5,6 +5,7 @@ that it loads where this project is not. Logging runs the file too, but not the 
 where the model is loaded.
 """
 
+import os
 import shutil
 import time
 import warnings
@@ -17,6 +18,7 @@ from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient

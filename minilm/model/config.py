@@ -1,5 +1,6 @@
 """The model's configuration: everything that decides its shape, without torch."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
@@ -16,7 +17,7 @@ class ModelConfig:
     """The shape of a model; the README says what each value means.
 
     Raises:
-        InputError: the values do not fit together, or a name is unknown.
+        InputError: a value is out of its range or does not fit the others, or a name is unknown.
     """
 
     vocab_size: int
@@ -37,6 +38,15 @@ class ModelConfig:
     zero_init_projections: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, names = getattr(self, field.name), get_args(field.type)
+            below = 1 if field.name.endswith("dropout") else math.inf
+            if field.type is int and not (isinstance(value, int) and value >= 1):
+                raise InputError(f"{field.name} {value!r} must be a whole number from 1 on")
+            if field.type is float and not 0 <= value < below:
+                raise InputError(f"{field.name} {value!r} must be from 0 to below {below}")
+            if names and value not in names:
+                raise InputError(f"{field.name} {value!r} is none of {', '.join(names)}")
         if self.embed_dim % self.num_heads:
             raise InputError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
         if self.position == "rope" and self.head_dim % 2:
@@ -44,13 +54,6 @@ class ModelConfig:
                 f"position rope rotates pairs of channels, but a head has {self.head_dim}, an odd number "
                 f"(embed_dim {self.embed_dim} / num_heads {self.num_heads})"
             )
-        for key, known in (
-            ("position", POSITIONS),
-            ("activation", ACTIVATIONS),
-            ("normalization", NORMALIZATIONS),
-        ):
-            if getattr(self, key) not in known:
-                raise InputError(f"{key} {getattr(self, key)!r} is none of {', '.join(known)}")
 
     @classmethod
     def from_params(cls, vocab_size: int, params: Any) -> Self:

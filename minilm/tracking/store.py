@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import requests
 from filelock import FileLock
@@ -46,10 +47,13 @@ def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
     """A client of the store, and the id of the experiment `minilm` in it, made if missing and `create`.
 
     Raises:
-        StoreUnavailable: a server does not answer, or the store is missing and not to be made.
+        StoreUnavailable: a server does not answer, the store is missing and not to be made, or its path is
+            one that MLflow misreads.
         MlflowException: the server refuses.
     """
     uri, local = store_uri(root), f"sqlite:///{root / 'mlflow.db'}"
+    if uri == local and ("?" in local or unquote(local) != local):
+        raise StoreUnavailable(f"MLflow misreads '?' and '%' in {root}; rename the folder")
     if uri.startswith("http"):
         try:
             requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT)

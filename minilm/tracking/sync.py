@@ -6,7 +6,6 @@ It adds what a run lacks and changes nothing that is there, so it may be stopped
 report stage does it for the model in the workspace.
 """
 
-import csv
 import json
 import os
 import sys
@@ -18,11 +17,11 @@ from pathlib import Path
 
 from minilm.checkpoint import ModelInfo, read_info
 from minilm.errors import InputError, UserError
-from minilm.files import sha256_of
+from minilm.files import read_json, read_table, sha256_of
 from minilm.params import load_params
 from minilm.tracking import store
 from minilm.tracking.run import end_dead_runs, interrupted_run
-from minilm.training.fingerprint import fingerprint
+from minilm.training.fingerprint import fingerprint, training_inputs
 
 from minilm.deploy.pyfunc import log_model  # isort: skip - store sets up MLflow
 from mlflow import MlflowClient
@@ -92,7 +91,7 @@ def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> st
         end_dead_runs(client, experiment, root)
         tags = store.origin_tags()
         with suppress(FileNotFoundError):  # where only the model was pulled, no training was interrupted
-            training = fingerprint(project, info.params, info.environment)
+            training = fingerprint(training_inputs(project, info.params, info.environment))
             run = run or interrupted_run(client, experiment, root, training)
     tags = {**tags, **store.data_tags(info.data), **store.model_tags(info)}
     if run is None:
@@ -114,17 +113,14 @@ def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> st
 
 def _log_curves(client: MlflowClient, run_id: str, reports: Path) -> None:
     """The points of loss.csv and the summary in train.json, as far as they are missing."""
-    with (reports / "loss.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    curves = {key: {int(row["step"]): float(row[key]) for row in rows} for key in rows[0] if key != "step"}
-    summary = json.loads((reports / "train.json").read_text())
+    curves, summary = read_table(reports / "loss.csv"), read_json(reports / "train.json")
     store.log_params(client, run_id, {"num_parameters": summary["num_parameters"]})
-    curves |= {key: {0: summary[key]} for key in ("best_step", "best_val_loss")}
-    points = []
-    for key, curve in curves.items():
-        logged = {point.step for point in client.get_metric_history(run_id, key)}
-        points += [(key, value, step) for step, value in curve.items() if step not in logged]
-    _log_metrics(client, run_id, points)
+    steps = [int(step) for step in curves.pop("step")]
+    points = [(key, value, step) for key in curves for step, value in zip(steps, curves[key], strict=True)]
+    points += [(key, summary[key], 0) for key in ("best_step", "best_val_loss")]
+    keys = {key for key, _, _ in points}
+    logged = {(key, point.step) for key in keys for point in client.get_metric_history(run_id, key)}
+    _log_metrics(client, run_id, [point for point in points if (point[0], point[2]) not in logged])
 
 
 def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo) -> None:
@@ -134,7 +130,7 @@ def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo)
     logged = params.report.model_dump() | info.params | store.environment_params(info.environment)
     store.log_params(client, run_id, logged)
     found = [reports / f"{name}.json" for name in ("evaluation", "samples")]
-    evaluation, samples = (json.loads(file.read_text()) if file.is_file() else {} for file in found)
+    evaluation, samples = (read_json(file) if file.is_file() else {} for file in found)
     if any(content.get("model_sha256") != info.model_sha256 for content in (evaluation, samples)):
         return  # the stages have yet to run for this model
     settings = {
@@ -142,7 +138,7 @@ def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo)
         "sample": {"prompt": samples["prompt"], **samples["settings"]},
     }
     store.log_params(client, run_id, settings["evaluate"] | settings["sample"])
-    metrics = json.loads((reports / "metrics.json").read_text())
+    metrics = read_json(reports / "metrics.json")
     if any(run.data.metrics.get(key) != value for key, value in metrics.items()):
         step = len(client.get_metric_history(run_id, "test_loss"))
         _log_metrics(client, run_id, [(key, value, step) for key, value in metrics.items()])

@@ -7,13 +7,14 @@ stops, one whole checkpoint is there.
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -28,15 +29,19 @@ from minilm.training.distributed import Workers
 if TYPE_CHECKING:
     from minilm.training.loop import Training
 
+INPUTS = "inputs.json"
 DIGEST_LENGTH = 64
 LARGEST_SHARE = 0.005  # of the time that saving may take, whatever the interval
 
 
 class Snapshots:
-    """The checkpoints of one training, in a folder of their own, `interval` seconds apart."""
+    """The checkpoints of one training, in a folder of their own, `interval` seconds apart.
 
-    def __init__(self, folder: str | Path, interval: float):
-        self.folder, self.interval = Path(folder), interval
+    `inputs`, all that the training's result depends on, lies beside them for `describe_others`.
+    """
+
+    def __init__(self, folder: str | Path, interval: float, inputs: Mapping[str, Any] | None = None):
+        self.folder, self.interval, self.inputs = Path(folder), interval, dict(inputs or {})
         self._asked = time.monotonic()
         self._next = self._asked + interval
 
@@ -51,6 +56,7 @@ class Snapshots:
         torch.save(state, buffer)
         content = buffer.getvalue()
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / INPUTS).write_text(json.dumps(self.inputs))
         unfinished = self.folder / "unfinished"
         with unfinished.open("wb") as file:
             file.write(hashlib.sha256(content).hexdigest().encode())
@@ -76,6 +82,20 @@ class Snapshots:
     def remove(self) -> None:
         """Remove all checkpoints: the training is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def describe_others(self) -> str:
+        """What checkpoints of other trainings lie beside these, if any, and in what the nearest differs."""
+        beside = self.folder.parent
+        with suppress(OSError, ValueError):  # another process has just written or removed some
+            others = [json.loads(path.read_text()) for path in beside.glob(f"*/{INPUTS}")]
+            different = [{key for key, _ in self.inputs.items() ^ other.items()} for other in others]
+            size = sum(path.stat().st_size for path in beside.glob("*/step-*"))
+            if nearest := min(filter(None, different), key=len, default=None):
+                return (
+                    f"{beside} has {size / 1e6:,.1f} MB of checkpoints of other unfinished trainings; "
+                    f"the nearest differs in {', '.join(sorted(nearest))}; `make clean` removes them"
+                )
+        return ""
 
     def _newest(self) -> tuple[int, bytes]:
         """Step and content of the newest undamaged checkpoint; 0 and nothing if there is none."""

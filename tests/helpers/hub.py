@@ -16,15 +16,17 @@ COMMIT = "c" * 40
 
 
 def write_dataset(root: Path, repo: str, config: str, splits: dict[str, list[str]], column: str = "text"):
-    """Write a dataset as on the Hub: a parquet file per split, and a README that names them."""
+    """Write a dataset as on the Hub, or one more configuration: a parquet file per split, and a README."""
     folder = root / repo / config
     folder.mkdir(parents=True)
     for split, rows in splits.items():
         pq.write_table(pa.table({column: rows}), folder / f"{split}-00000-of-00001.parquet")
-    files = "".join(f"  - split: {split}\n    path: {config}/{split}-*\n" for split in splits)
-    (root / repo / "README.md").write_text(
-        f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n# {repo}\n"
+    named = f"- config_name: {config}\n  data_files:\n" + "".join(
+        f"  - split: {split}\n    path: {config}/{split}-*\n" for split in splits
     )
+    readme = root / repo / "README.md"
+    before = readme.read_text().split("---\n")[1] if readme.exists() else "configs:\n"
+    readme.write_text(f"---\n{before}{named}---\n# {repo}\n")
 
 
 @contextmanager
