@@ -186,12 +186,6 @@ def test_a_repeated_call_logs_only_what_is_missing(tmp_path, logged):
     assert (files_of(model) / "MLmodel").exists()
     assert killed.model_id != model.model_id
 
-    run_id = logged.new_run()
-    stored = logged.client.create_logged_model(logged.experiment, "model", source_run_id=run_id)
-    logged.client.finalize_logged_model(stored.model_id, LoggedModelStatus.READY)
-    pyfunc.log_model(logged.client, run_id, logged.folder)
-    assert [model.model_id for model in logged.models_of(run_id)] == [stored.model_id]
-
 
 def test_what_is_logged_names_its_versions_and_params(logged):
     requirements = (logged.files / "requirements.txt").read_text().split()

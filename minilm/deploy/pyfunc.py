@@ -22,7 +22,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
@@ -42,8 +42,8 @@ MAX_NEW_TOKENS_OF_ALL = 20_000
 MAX_SECONDS = 30.0  # MLflow's server itself gives up after 60 s
 PACKAGE = Path(__file__).parent.parent
 # Parts of the package that the served model does not need: each file is a request to a remote store.
-NOT_SERVED = ("__pycache__", "evaluation", "report", "tracking", "training", "deploy", "sample_text")
-NOT_SERVED_FILES = ("corpus.py", "batches.py", "device.py", "export.py", "params.py")
+NOT_SERVED = ["__pycache__", "evaluation", "report", "tracking", "training", "deploy", "sample_text"]
+NOT_SERVED += ["corpus.py", "batches.py", "device.py", "export.py", "params.py"]
 PACKAGES = ("mlflow", "numpy", "safetensors", "torch")  # what the served model imports
 
 
@@ -143,19 +143,9 @@ def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
     run = client.get_run(run_id)
     if run.outputs and run.outputs.model_outputs:
         return
-    logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-    # An earlier call may have been stopped before its last step, or earlier and left an unfinished model.
-    ready = [model.model_id for model in logged if model.status == LoggedModelStatus.READY]
-    model_id = ready[0] if ready else _store_model(client, run, folder)
-    # Last, so that the model of a run is always whole.
-    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-
-
-def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
-    """Store the model, to which the run does not refer yet, and return its id."""
-    model_id = client.create_logged_model(
-        run.info.experiment_id, "model", source_run_id=run.info.run_id, params=run.data.params
-    ).model_id
+    model = client.create_logged_model(
+        run.info.experiment_id, "model", source_run_id=run_id, params=run.data.params
+    )
     signature = ModelSignature(
         # TextGenerator checks the prompts itself; as strings, MLflow would turn null into "None".
         inputs=Schema([ColSpec(AnyType())]),
@@ -164,14 +154,12 @@ def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
     )
     mlflow.set_tracking_uri(client.tracking_uri)
     with TemporaryDirectory() as code, warnings.catch_warnings():
-        shutil.copytree(
-            PACKAGE, Path(code) / "minilm", ignore=shutil.ignore_patterns(*NOT_SERVED, *NOT_SERVED_FILES)
-        )
+        shutil.copytree(PACKAGE, Path(code) / "minilm", ignore=shutil.ignore_patterns(*NOT_SERVED))
         # MLflow recommends an input example, but would load the model to try it.
         warnings.simplefilter("ignore", UserWarning)
         mlflow.pyfunc.log_model(
             name="model",
-            model_id=model_id,
+            model_id=model.model_id,
             python_model=__file__,
             artifacts={"model": str(folder)},
             code_paths=[f"{code}/minilm"],
@@ -179,7 +167,8 @@ def _store_model(client: MlflowClient, run: Run, folder: Path) -> str:
             # Without a local part such as +cpu, which the package index does not know.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
         )
-    return model_id
+    # Last, so that the model of a run is always whole.
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
 
 
 mlflow.models.set_model(TextGenerator())  # for MLflow, which runs this file

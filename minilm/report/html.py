@@ -110,19 +110,16 @@ def percent(share: float) -> str:
 def _verdict(loss: float, counted: Mapping[str, float]) -> str:
     """How far the transformer is ahead of the best of the simpler models, or behind it."""
     name, best = min(counted.items(), key=lambda item: item[1])
-    saved = (best - loss) / math.log(2)
-    share = abs(best - loss) / best
-    if abs(saved) < 0.005:
+    bits, share = abs(best - loss) / math.log(2), abs(best - loss) / best
+    if bits < 0.005:
         return f"The transformer does as well as the {name}, the best of the simpler models."
-    if saved > 0:
-        return (
-            f"The transformer needs {saved:.2f} bits per character less than the {name}, the best of the "
-            f"simpler models: its loss is {share:.0%} lower."
-        )
-    return (
-        f"The transformer needs {-saved:.2f} bits per character more than the {name}: its loss is "
-        f"{share:.0%} higher. More steps, a higher learning rate or a larger model should change that."
+    less, lower = ("less", "lower") if loss < best else ("more", "higher")
+    said = (
+        f"The transformer needs {bits:.2f} bits per character {less} than the {name}, the best of the "
+        f"simpler models: its loss is {share:.0%} {lower}."
     )
+    advice = " More steps, a higher learning rate or a larger model should change that."
+    return said if loss < best else said + advice
 
 
 def _number(value: float) -> str:

@@ -9,22 +9,87 @@ It only reads, and prints YAML; under `missing` stands what it cannot find.
 """
 
 import argparse
+import hashlib
+import json
 import os
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
+from dvc.api import DVCFileSystem
 
-from minilm.checkpoint import ModelInfo, read_info
+from minilm.checkpoint import CONFIG, ModelInfo, parse_info, read_info
 from minilm.errors import InputError, UserError
 from minilm.files import SPLITS, sha256_of
-from minilm.params import FIELDS, parse_values
+from minilm.params import FIELDS
 from minilm.tracking import store
-from minilm.tracking.experiments import MODEL, Version, model_info, versions
 
-from mlflow.entities import Run  # isort: skip - store sets up MLflow
+from mlflow.entities import Run, RunData  # isort: skip - store sets up MLflow
+
+MODEL = "models/minilm"
+
+
+class Version(NamedTuple):
+    """A state of the project that has a model in dvc.lock."""
+
+    root: Path  # the project's main folder
+    rev: str  # the commit, or `workspace`
+    experiment: str | None  # its name, if it is a DVC experiment
+    baseline: str  # the commit that the experiment was run on
+    digest: str  # DVC's MD5 of the model folder
+    metrics: dict[str, float]  # by their names in the reports
+
+    def files(self) -> Any:
+        """Its files from git and DVC's cache, as fsspec has them."""
+        return DVCFileSystem(str(self.root), rev=None if self.rev == "workspace" else self.rev)
+
+    def model_info(self) -> ModelInfo | None:
+        """What its config.json says; None if DVC's cache lacks it."""
+        files, name = self.files(), f"{MODEL}/{CONFIG}"
+        try:
+            content = files.read_bytes(name)
+            # In the workspace the folder may hold another model than the one that dvc.lock names.
+            named = files.info(name)["dvc_info"]["md5"] == hashlib.md5(content).hexdigest()
+            return parse_info(content, str(self.experiment)) if named else None
+        except Exception:  # DVC's own are of many classes
+            return None
+
+    def restore_command(self) -> str:
+        """The shell command that restores the model into the workspace."""
+        if self.experiment:
+            return f"dvc exp apply {self.experiment}"
+        return "dvc checkout" if self.rev == "workspace" else f"git checkout {self.rev[:10]} && dvc checkout"
+
+
+def versions(root: Path, all_commits: bool = True) -> list[Version]:
+    """The experiments, then the workspace and the commits; those of HEAD only, or of all commits.
+
+    Raises:
+        InputError: DVC cannot list them.
+    """
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *["--all-commits"] * all_commits]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"`dvc exp show` failed: {done.stderr.strip()}")
+    commits = json.loads(done.stdout)
+    states = [
+        (state["data"], experiment["name"], commit["rev"])
+        for commit in commits
+        for experiment in commit["experiments"] or []
+        for state in experiment["revs"] or []
+    ]
+    states += [(commit["data"], None, commit["rev"]) for commit in commits]
+    found = []
+    for data, experiment, baseline in states:
+        if data and MODEL in data["outs"]:
+            reports = [file.get("data") or {} for file in data["metrics"].values()]  # None if unreadable
+            metrics = {key: value for report in reports for key, value in report.items()}
+            digest = data["outs"][MODEL]["hash"]
+            found.append(Version(root, data["rev"], experiment, baseline, digest, metrics))
+    return found
 
 
 class Lineage:
@@ -45,25 +110,15 @@ class Lineage:
     def __init__(self, root: Path, name: str):
         self.root, self.no_store = root, ""
         self.store = store.without_password(store.store_uri(root))
-        self.info = read_info(name) if "/" in name or Path(name).is_dir() else None
-        self.runs = self._find_runs(name)
+        folder = read_info(name) if "/" in name or Path(name).is_dir() else None
         for all_commits in (False, True):  # each commit takes a tenth of a second
-            found = versions(root, all_commits)
-            names = [name, *(name for run in self.runs for name in store.experiments_of(run))]
-            candidates = [v for v in found if all_commits or v.experiment in names or v.rev == "workspace"]
-            infos: dict[str, ModelInfo | None] = {}  # many versions have the same model
-            for version in candidates:
-                if version.digest not in infos:
-                    infos[version.digest] = model_info(root, version)
-            if not self.info and not self.runs:
-                self.info = next((infos[v.digest] for v in candidates if v.experiment == name), None)
-                self.runs = self._find_runs(name)
-            same = {
-                digest for digest, info in infos.items() if info and self._digests() == store.model_tags(info)
-            }
-            self.versions = [version for version in found if version.digest in same]
+            known = versions(root, all_commits)
+            experiment = next((version for version in known if version.experiment == name), None)
+            self.info = folder or (experiment.model_info() if experiment else None)
+            self.runs = self._find_runs(name)
+            self.logged = self.runs[0].data if self.runs else RunData()
+            self.versions = self._find_versions(known)
             if self.versions:
-                self.info = self.info or infos[self.versions[0].digest]
                 break
         if not self.info and not self.runs:
             raise InputError(
@@ -72,6 +127,7 @@ class Lineage:
             )
 
     def _find_runs(self, name: str) -> list[Run]:
+        """The runs of the model in `info`; without it those that the name means."""
         try:
             runs = store.search_runs(*store.open_store(self.root, create=False))
         except Exception as error:  # MLflow's, SQLAlchemy's, those of requests
@@ -79,16 +135,23 @@ class Lineage:
             return []
         if self.info:
             return [run for run in runs if store.model_tags(self.info).items() <= run.data.tags.items()]
-        digests = {run.info.run_id: run.data.tags.get("model_sha256", "") for run in runs}
         found = [run for run in runs if name == run.info.run_id or name in store.experiments_of(run)]
-        found = found or [run for run in runs if len(name) >= 8 and digests[run.info.run_id].startswith(name)]
-        if len(models := {digests[run.info.run_id][:16] for run in found}) > 1:
+        if not found and len(name) >= 8:
+            found = [run for run in runs if run.data.tags.get("model_sha256", "").startswith(name)]
+        if len(models := {run.data.tags.get("model_sha256", "")[:16] for run in found}) > 1:
             raise InputError(f"{name}: there are several such models: {', '.join(models)}")
         return found
 
-    def _digests(self) -> dict[str, str]:
-        tags = store.model_tags(self.info) if self.info else self.runs[0].data.tags if self.runs else {}
-        return {key: value for key, value in tags.items() if key in ("model_sha256", "model_folder_sha256")}
+    def _find_versions(self, known: list[Version]) -> list[Version]:
+        """Those that have the model of `info` or the runs; `info` is then what they say of it."""
+        sha256 = self.info.folder_sha256 if self.info else self.logged.tags.get("model_folder_sha256")
+        names = [name for run in self.runs for name in store.experiments_of(run)]
+        likely_first = sorted(known, key=lambda v: v.experiment not in names and v.rev != "workspace")
+        for digest, version in {version.digest: version for version in likely_first}.items():
+            if (info := version.model_info()) and info.folder_sha256 == sha256:
+                self.info = info
+                return [version for version in known if version.digest == digest]
+        return []
 
     def page(self, all_params: bool = False) -> dict[str, Any]:
         """All of it by parts, as plain values; `all_params` includes those at their defaults."""
@@ -106,50 +169,42 @@ class Lineage:
         return {part: found for part, found in parts.items() if found}
 
     def _model(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            "sha256": self._digests().get("model_sha256", "none: the training did not end")
-        }
-        counted = self.runs[0].data.params if self.runs else self.versions[0].metrics if self.versions else {}
-        if "num_parameters" in counted:
-            found["size"] = f"{int(counted['num_parameters']):,} parameters"
+        found = {"sha256": self.logged.tags.get("model_sha256", "none: the training did not end")}
+        if "num_parameters" in self.logged.params:
+            found["size"] = f"{int(self.logged.params['num_parameters']):,} parameters"
         if self.info:
-            return found | {"environment": self.info.environment}
+            return found | {"sha256": self.info.model_sha256, "environment": self.info.environment}
         self.missing.append(f"its files are neither in {MODEL} nor in DVC's cache")
         return found
 
     def _params(self, all_params: bool) -> dict[str, Any]:
-        params = dict(self.versions[0].params) if self.versions else {}
-        params |= parse_values(store.run_params(self.runs[0])) if self.runs else {}
-        params |= self.info.params if self.info else {}
-        known = {key: params[key] for key in FIELDS if key in params}
-        if unknown := len(FIELDS) - len(known):
-            self.missing.append(f"{unknown} parameters: config.json has those of training only")
-        changed = {key: value for key, value in known.items() if all_params or value != FIELDS[key].default}
-        return (
-            changed if all_params else changed | {"others": f"{len(known) - len(changed)} at their defaults"}
-        )
+        known = self.info.params if self.info else {}
+        if self.runs:
+            known = store.run_params(self.runs[0]) | known
+        else:
+            self.missing.append("parameters of other stages: config.json has those of training only")
+        shown = [key for key in FIELDS if key in known and (all_params or known[key] != FIELDS[key].default)]
+        return {key: known[key] for key in shown}
 
     def _data(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"sha256": self.runs[0].data.tags.get("data_sha256")} if self.runs else {}
+        found: dict[str, Any] = {"sha256": self.logged.tags.get("data_sha256")}
         if self.info:
             found = asdict(self.info.data)
             if found["fallback_for"]:
                 found["WARNING"] = f"the BUNDLED SAMPLE TEXT replaces {found['fallback_for']}"
-        texts = [self.root / "data" / "raw" / f"{split}.txt" for split in SPLITS]
-        if not all(text.is_file() for text in texts):
-            self.missing.append(
-                "a text in data/raw to compare with; `dvc repro download` or `dvc pull` gets it"
-            )
-        elif (now := sha256_of("".join(map(sha256_of, texts)).encode())) == found["sha256"]:
-            found["now"] = "data/raw holds this very text"
-        else:
-            self.missing.append(f"the text: data/raw holds another one now, {now[:12]}...")
+        try:
+            texts = [sha256_of(self.root / "data" / "raw" / f"{split}.txt") for split in SPLITS]
+        except FileNotFoundError:
+            self.missing.append("a text in data/raw to compare with; `dvc repro download` gets it")
+            return found
+        if (now := sha256_of("".join(texts).encode())) == found["sha256"]:
+            return found | {"now": "data/raw holds this very text"}
+        self.missing.append(f"the text: data/raw holds another one now, {now[:12]}...")
         return found
 
     def _code(self) -> dict[str, Any]:
-        tags = self.runs[0].data.tags if self.runs else {}
         experiment = next((version for version in self.versions if version.experiment), None)
-        commit = tags.get("git_commit") or (experiment and experiment.baseline)
+        commit = self.logged.tags.get("git_commit") or (experiment and experiment.baseline)
         if not commit:
             self.missing.append("the code: only an MLflow run or an experiment names the commit")
             return {}
@@ -157,7 +212,7 @@ class Lineage:
         if known is None:
             self.missing.append(f"the commit {commit[:12]} in this repository; `git fetch` may bring it")
         found = {"commit": f"{commit[:12]} {known or ''}".strip()}
-        if tags.get("git_dirty") == "true":
+        if self.logged.tags.get("git_dirty") == "true":
             found["changes"] = "UNCOMMITTED ones in *.py or dvc.yaml: the commit is not all of the code"
             if experiment:
                 found["seen by"] = f"git diff {commit[:12]} {experiment.rev[:12]} -- '*.py' dvc.yaml"
@@ -169,12 +224,14 @@ class Lineage:
             if name not in here:
                 self.missing.append(f"experiment {name} in this repository, or its model in DVC's cache")
         if not self.versions:
-            self.missing.append(
-                "a dvc.lock in the workspace, in experiments or in commits that names this model"
-            )
+            where = "in the workspace, in experiments or in commits"
+            self.missing.append(f"a dvc.lock {where} that names this model")
             return {}
-        locks = [version.rev[:12] for version in self.versions if not version.experiment]
-        return {"experiments": here, "dvc.lock of": locks, "to restore it": restore_command(self.versions[0])}
+        return {
+            "experiments": here,
+            "dvc.lock of": [version.rev[:12] for version in self.versions if not version.experiment],
+            "to restore it": self.versions[0].restore_command(),
+        }
 
     def _mlflow(self) -> dict[str, Any]:
         if not self.runs:
@@ -184,28 +241,17 @@ class Lineage:
         return {"store": self.store, "runs": runs} | ({"errors": errors} if errors else {})
 
     def _metrics(self) -> dict[str, float]:
-        found = self.runs[0].data.metrics if self.runs else self.versions[0].metrics if self.versions else {}
+        found = self.logged.metrics or (self.versions[0].metrics if self.versions else {})
         if not any(key.startswith("test_") for key in found):
             self.missing.append("test metrics; `dvc repro` evaluates the model")
         order = sorted(found, key=lambda key: (not key.startswith("test_"), key))
         return {key: float(f"{found[key]:.6g}") for key in order}
 
 
-def restore_command(version: Version) -> str:
-    """What restores the version's model into the workspace."""
-    if version.experiment:
-        return f"dvc exp apply {version.experiment}"
-    checkout = "" if version.rev == "workspace" else f"git checkout {version.rev[:10]} && "
-    return f"{checkout}dvc checkout"
-
-
 def main() -> None:
     """Read the command line and print what was found."""
-    parser = argparse.ArgumentParser(
-        prog="python -m minilm.tracking.lineage",
-        description="Print where a model came from: parameters, data, code, DVC, MLflow, metrics.",
-        epilog="The project is $DVC_ROOT or the current folder; the store $MLFLOW_TRACKING_URI or mlflow.db.",
-    )
+    description = "Print where a model came from: parameters, data, code, DVC, MLflow, metrics."
+    parser = argparse.ArgumentParser(prog="python -m minilm.tracking.lineage", description=description)
     parser.add_argument("model", help="a model folder, a run id, a DVC experiment, or a SHA-256 of weights")
     parser.add_argument("--all", action="store_true", help="print the parameters at their defaults too")
     arguments = parser.parse_args()

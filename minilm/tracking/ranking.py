@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from filelock import FileLock
 
 from minilm.errors import InputError, UserError
-from minilm.params import FIELDS, SampleParams, experiment_command, load_params, parse_values, text_of
+from minilm.params import FIELDS, SampleParams, experiment_command, load_params, text_of
 from minilm.tracking import store
-from minilm.tracking.lineage import Lineage, restore_command
+from minilm.tracking.lineage import Lineage
 
 import mlflow  # isort: skip - store sets it up
 from mlflow import MlflowClient
@@ -46,9 +45,8 @@ def main() -> None:
         data = arguments.data or (champion.data.tags["data_sha256"] if champion else "")
         runs = rank(client, experiment, data)
         print(table(runs, arguments.top), end="\n\n")
-        best = runs[0]
         print(
-            move_champion(client, root, best, champion) if arguments.champion else how_to_restore(root, best)
+            move_champion(client, runs[0], champion) if arguments.champion else how_to_restore(root, runs[0])
         )
     except (UserError, OSError, MlflowException) as error:
         sys.exit(f"error: {store.first_line(error)}")
@@ -78,22 +76,17 @@ def rank(client: MlflowClient, experiment: str, data: str = "") -> list[Run]:
 
 def table(runs: list[Run], top: int) -> str:
     """The ranking with the parameters in which the runs differ, as far as the width allows."""
-    params = {run.info.run_id: parse_values(store.run_params(run)) for run in runs}
-    differing = [
-        key for key in FIELDS if key not in _NO_EFFECT and len({str(p.get(key)) for p in params.values()}) > 1
-    ]
-    rows = [
-        {
-            "bits/char": f"{run.data.metrics[METRIC]:.4f}" + " *"[_context(run) != _context(runs[0])],
-            "name": _name(run),
-            **{key: text_of(params[run.info.run_id].get(key, "")) for key in differing},
-        }
-        for run in runs[:top]
-    ]
-    frame = pandas.DataFrame(rows, index=pandas.RangeIndex(1, len(rows) + 1, name="rank")).reset_index()
-    lines = [line[:WIDTH].rstrip() for line in frame.to_string(index=False).splitlines()]
-    lines += ["", f"{len(rows)} of {len(runs)} models on the dataset {runs[0].data.tags['data_sha256'][:12]}"]
-    if any(_context(run) != _context(runs[0]) for run in runs):
+    params = [{key: text_of(value) for key, value in store.run_params(run).items()} for run in runs]
+    frame = pandas.DataFrame(params, columns=[key for key in FIELDS if key not in _NO_EFFECT]).fillna("")
+    frame = frame.loc[:, frame.nunique() > 1]
+    bits = [f"{run.data.metrics[METRIC]:.4f}" + " *"[_context(run) != _context(runs[0])] for run in runs]
+    frame.insert(0, "rank", range(1, len(runs) + 1))
+    frame.insert(1, "bits/char", bits)
+    frame.insert(2, "name", [_name(run) for run in runs])
+    lines = [line[:WIDTH].rstrip() for line in frame.head(top).to_string(index=False).splitlines()]
+    data = runs[0].data.tags["data_sha256"]
+    lines += ["", f"{min(top, len(runs))} of {len(runs)} models on the dataset {data[:12]}"]
+    if any(text.endswith("*") for text in bits):
         lines.append("* evaluated with another eval_context than the best, so not strictly comparable")
     return "\n".join(lines)
 
@@ -102,17 +95,16 @@ def how_to_restore(root: Path, run: Run) -> str:
     """The best run, and the command that restores its model or, if its files are gone, trains it again."""
     said = f"The best is {_name(run)}, {run.data.metrics[METRIC]:.4f} bits/char, run {run.info.run_id}."
     if found := Lineage(root, run.info.run_id).versions:
-        return f"{said}\nTo restore it:\n  {restore_command(found[0])}"
+        return f"{said}\nTo restore it:\n  {found[0].restore_command()}"
     now = {key: value for part in load_params(root / "params.yaml") for key, value in part}
-    params = {key: value for key, value in parse_values(store.run_params(run)).items() if key in now}
     commit = run.data.tags.get("git_commit", "an unknown commit")[:12]
     return (
         f"{said}\nNo experiment and no commit here has its files. To train it again, on its data and with "
-        f"the code of {commit}:\n  {experiment_command(params, now)}"
+        f"the code of {commit}:\n  {experiment_command(store.run_params(run), now)}"
     )
 
 
-def move_champion(client: MlflowClient, root: Path, best: Run, champion: Run | None) -> str:
+def move_champion(client: MlflowClient, best: Run, champion: Run | None) -> str:
     """Register the best run's model as the champion if it is better; returns what was done."""
     reached = f"{_name(best)}, {best.data.metrics[METRIC]:.4f} bits per character, run {best.info.run_id}"
     same_data = champion and champion.data.tags["data_sha256"] == best.data.tags["data_sha256"]
@@ -122,17 +114,8 @@ def move_champion(client: MlflowClient, root: Path, best: Run, champion: Run | N
     if not models:
         raise InputError(f"the best run, {best.info.run_id}, has no model yet; `make sync` adds it")
     mlflow.set_tracking_uri(client.tracking_uri)  # where MLflow looks up `models:/...`
-    model_id = models[0].model_id
-    tags = {key: best.data.tags[key] for key in ("data_sha256", "model_sha256")}
-    with FileLock(root / "mlflow.db.champion.lock"):
-        if not client.search_registered_models(f"name = '{NAME}'"):
-            client.create_registered_model(NAME)
-        known = client.search_model_versions(f"name = '{NAME}' and run_id = '{best.info.run_id}'")
-        source = f"models:/{model_id}"
-        version = next(iter(known), None) or client.create_model_version(
-            NAME, source, best.info.run_id, tags, model_id=model_id
-        )
-        client.set_registered_model_alias(NAME, ALIAS, version.version)
+    version = mlflow.register_model(f"models:/{models[0].model_id}", NAME)
+    client.set_registered_model_alias(NAME, ALIAS, version.version)
     return f"champion: models:/{NAME}@{ALIAS} is now version {version.version}: {reached}"
 
 
@@ -151,7 +134,7 @@ def _name(run: Run) -> str:
 
 def _context(run: Run) -> Any:
     """The eval_context; `auto` is half of block_size, as in minilm.evaluation.scoring."""
-    params = parse_values(store.run_params(run))
+    params = store.run_params(run)
     context, half = params.get("eval_context"), params.get("block_size", 0) // 2
     return half if context == "auto" else context
 

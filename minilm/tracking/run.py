@@ -38,9 +38,6 @@ class NullRun:
     def log_model(self, model: ModelInfo) -> None:
         """Say which model the training gave."""
 
-    def end(self, status: str, error: str = "") -> None:
-        """Set the run's final status: FINISHED, KILLED or FAILED."""
-
 
 def turned_off_by_a_failure(method: Callable[..., Any]) -> Callable[..., None]:
     """Let the first failure of a LiveRun's method, with a warning, turn the run off."""
@@ -61,19 +58,16 @@ def turned_off_by_a_failure(method: Callable[..., Any]) -> Callable[..., None]:
 class LiveRun(NullRun):
     """A run of the MLflow store; the arguments are those of `live_run`."""
 
-    def __init__(self, *arguments: Any):
-        self.on = True
-        self._sending: list[threading.Thread] = []
-        self._start(*arguments)
+    on = True  # until the first failure
 
     @turned_off_by_a_failure
-    def _start(self, root: Path, training: str, data: Source, params: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, training: str, data: Source, params: Mapping[str, Any]):
         # Unless a server answers quickly, go on without it.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # failures are reported here, once
         self.client, self.experiment = store.open_store(root)
+        self._logged_steps, self._sending = set[int](), list[threading.Thread]()
         end_dead_runs(self.client, self.experiment, root)
-        self._logged_steps: set[int] = set()
         if run := interrupted_run(self.client, self.experiment, root, training):
             self.client.update_run(run.info.run_id, status="RUNNING")
             if "error" in run.data.tags:
@@ -96,9 +90,8 @@ class LiveRun(NullRun):
             now, values = int(time.time() * 1000), report._asdict()
             points = [Metric(key, values[key], now, report.step) for key in values if key != "step"]
             # Not MLflow's own asynchronous logging, which waits up to a second when the process ends.
-            thread = threading.Thread(target=self._send, args=(points,), daemon=True)
-            thread.start()
-            self._sending.append(thread)
+            self._sending.append(threading.Thread(target=self._send, args=(points,), daemon=True))
+            self._sending[-1].start()
 
     @turned_off_by_a_failure
     def _send(self, points: list[Metric]) -> None:
@@ -109,27 +102,23 @@ class LiveRun(NullRun):
         """Tag the run with the model's digests; delete it if an earlier run is of the same model."""
         earlier = store.find_run(self.client, self.experiment, model)
         if earlier and earlier.info.run_id != self.run_id:
-            self._await_sent()
+            self.on = False  # first, since a report may be under way to the deleted run
             self.client.delete_run(self.run_id)
             store.note_experiment(self.client, earlier, os.environ.get("DVC_EXP_NAME"))
-            self.on = False
         else:
             store.set_tags(self.client, self.run_id, store.model_tags(model))
 
     @turned_off_by_a_failure
     def end(self, status: str, error: str = "") -> None:
-        """Wait until all has arrived, for END_TIMEOUT at most, and set the final status."""
-        self._await_sent()
-        if error:
-            store.set_tags(self.client, self.run_id, {"error": error})
-        self.client.set_terminated(self.run_id, status)
-
-    def _await_sent(self) -> None:
+        """Wait until all has arrived, for END_TIMEOUT at most, and set MLflow's final status."""
         end = time.monotonic() + END_TIMEOUT
         for thread in self._sending:
             thread.join(max(0, end - time.monotonic()))
         if any(thread.is_alive() for thread in self._sending):
             raise TimeoutError(f"no answer within {END_TIMEOUT:g} s")
+        if error:
+            store.set_tags(self.client, self.run_id, {"error": error})
+        self.client.set_terminated(self.run_id, status)
 
 
 @contextmanager
@@ -149,7 +138,7 @@ def live_run(root: Path, training: str, data: Source, params: Mapping[str, Any])
         run.end("KILLED")
         raise
     except BaseException as error:
-        run.end("FAILED", (str(error).strip() or repr(error)).split("\n")[0])
+        run.end("FAILED", store.first_line(error))
         raise
     else:
         run.end("FINISHED")

@@ -16,6 +16,7 @@ from filelock import FileLock
 from minilm.checkpoint import ModelInfo
 from minilm.data.provenance import Source
 from minilm.errors import UserError
+from minilm.params import parse_values
 
 # These are read when mlflow is imported or sends a request: no telemetry, no lines about tables being made,
 # and no minutes of retries, since what is missing is added by the next `make sync`.
@@ -29,7 +30,6 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 
 EXPERIMENT = "minilm"
 PROBE_TIMEOUT = 0.7  # seconds in which a server must answer before anything is sent to it
-CODE = ("*.py", "dvc.yaml")  # the files that the tag git_dirty is about
 _LONGEST_PARAM = 6000  # MLflow's limit
 _NOTE = "To restore this model"  # the beginning of the note that a run gets
 
@@ -81,23 +81,24 @@ def search_runs(client: MlflowClient, experiment: str, condition: str = "") -> l
 
 
 def find_run(client: MlflowClient, experiment: str, model: ModelInfo) -> Run | None:
-    """The run of the model: of equal weights and config.json. Of several the oldest."""
-    condition = " and ".join(f"tags.{tag} = '{digest}'" for tag, digest in model_tags(model).items())
-    return next(reversed(search_runs(client, experiment, condition)), None)
+    """The run of the model: of an equal config.json, which has the weights' digest. Of several the oldest."""
+    runs = search_runs(client, experiment, f"tags.model_folder_sha256 = '{model.folder_sha256}'")
+    return runs[-1] if runs else None
 
 
 def model_tags(model: ModelInfo) -> dict[str, str]:
-    """The tags by which `find_run` finds the run."""
+    """The digests of the model's weights and of its config.json."""
     return {"model_sha256": model.model_sha256, "model_folder_sha256": model.folder_sha256}
 
 
 def origin_tags() -> dict[str, str]:
     """Tags that lead back to the code and the DVC experiment; what is unknown is left out."""
-    commit = git("rev-parse", "HEAD")
+    commit, name = git("rev-parse", "HEAD"), os.environ.get("DVC_EXP_NAME")
     # What an experiment changes in params.yaml and dvc.lock is in the run's params; this is about the code.
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "dvc.yaml")
     tags = {
-        "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
+        "dvc_experiment": name,
+        "dvc_experiments": name,  # to which `note_experiment` adds
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
         "git_commit": commit,
         "git_dirty": None if changes is None else str(bool(changes)).lower(),
@@ -121,15 +122,11 @@ def environment_params(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
     """Log parameters; one that is there stays, and another value becomes the tag `latest.KEY`."""
-    logged = client.get_run(run_id).data
     texts = {key: str(value)[:_LONGEST_PARAM] for key, value in params.items()}
-    new = [Param(key, text) for key, text in texts.items() if key not in logged.params]
-    changed = [
-        RunTag(f"latest.{key}", text)
-        for key, text in texts.items()
-        if logged.tags.get(f"latest.{key}", logged.params.get(key, text)) != text
-    ]
-    client.log_batch(run_id, params=new, tags=changed)
+    known = _latest_params(client.get_run(run_id))
+    new = [Param(key, text) for key, text in texts.items() if key not in known]
+    changed = {key: text for key, text in texts.items() if known.get(key, text) != text}
+    client.log_batch(run_id, params=new, tags=[RunTag(f"latest.{key}", changed[key]) for key in changed])
 
 
 def log_dataset(client: MlflowClient, run_id: str, data: Source) -> None:
@@ -154,7 +151,7 @@ def note_experiment(client: MlflowClient, run: Run, name: str | None) -> None:
     names = experiments_of(run)
     if name and name not in names:
         names.insert(0, name)
-    if names != experiments_of(run) or (names and "mlflow.note.content" not in run.data.tags):
+    if names:
         tags = {"dvc_experiments": ", ".join(names)}
         if run.data.tags.get("mlflow.note.content", _NOTE).startswith(_NOTE):  # else the user has written one
             tags["mlflow.note.content"] = "\n\n".join(f"{_NOTE}: `dvc exp apply {name}`" for name in names)
@@ -163,12 +160,15 @@ def note_experiment(client: MlflowClient, run: Run, name: str | None) -> None:
 
 def experiments_of(run: Run) -> list[str]:
     """The names of the DVC experiments that made the run's model, the latest first."""
-    names = [*run.data.tags.get("dvc_experiments", "").split(", "), run.data.tags.get("dvc_experiment", "")]
-    return list(filter(None, dict.fromkeys(names)))
+    return list(filter(None, run.data.tags.get("dvc_experiments", "").split(", ")))
 
 
-def run_params(run: Run) -> dict[str, str]:
-    """The run's parameters as they were last."""
+def run_params(run: Run) -> dict[str, Any]:
+    """The run's values of the keys of params.yaml, as they were last."""
+    return parse_values(_latest_params(run))
+
+
+def _latest_params(run: Run) -> dict[str, str]:
     tags = run.data.tags.items()
     latest = {key.removeprefix("latest."): value for key, value in tags if key.startswith("latest.")}
     return run.data.params | latest

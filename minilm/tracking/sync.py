@@ -48,14 +48,14 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
     Yields the name of each and what became of it: an experiment that cannot be read, since DVC's cache lacks
     its reports, say, does not hold up the others. Raises as `sync`.
     """
-    from minilm.tracking.experiments import model_info, open_files, versions  # DVC takes time to import
+    from minilm.tracking.lineage import versions  # DVC takes time to import
 
     client, experiment = store.open_store(root)
     end_dead_runs(client, experiment, root)
     if (root / MODEL).is_dir():
         yield MODEL, f"run {sync(root, root)}"
     for version in versions(root):
-        if not version.experiment or not (model := model_info(root, version)):
+        if not version.experiment or not (model := version.model_info()):
             continue
         run = store.find_run(client, experiment, model)
         if run and "reports_sha256" in run.data.tags:
@@ -66,7 +66,7 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
             tags = {"dvc_experiment": version.experiment, "git_commit": version.baseline}
             try:
                 for name in (MODEL, REPORTS, "params.yaml"):
-                    open_files(root, version).get(name, f"{folder}/{name}", recursive=True)
+                    version.files().get(name, f"{folder}/{name}", recursive=True)
                 yield version.experiment, f"run {sync(root, Path(folder), tags)}"
             except (InputError, OSError) as error:
                 yield version.experiment, f"left out: {store.first_line(error)}"
@@ -114,22 +114,21 @@ def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> st
 def _log_curves(client: MlflowClient, run_id: str, reports: Path) -> None:
     """The points of loss.csv and the summary in train.json, as far as they are missing."""
     curves, summary = read_table(reports / "loss.csv"), read_json(reports / "train.json")
-    rows = [dict(zip(curves, row, strict=True)) for row in zip(*curves.values(), strict=True)]
-    points = [(int(row.pop("step")), row) for row in rows]
     store.log_params(client, run_id, {"num_parameters": summary["num_parameters"]})
-    points.append((0, {key: summary[key] for key in ("best_step", "best_val_loss")}))
-    logged = {key: client.get_metric_history(run_id, key) for _, row in points for key in row}
-    steps = {key: {point.step for point in history} for key, history in logged.items()}
-    missing = [(key, row[key], step) for step, row in points for key in row if step not in steps[key]]
-    _log_metrics(client, run_id, missing)
+    steps = [int(step) for step in curves.pop("step")]
+    points = [(key, value, step) for key in curves for step, value in zip(steps, curves[key], strict=True)]
+    points += [(key, summary[key], 0) for key in ("best_step", "best_val_loss")]
+    keys = {key for key, _, _ in points}
+    logged = {(key, point.step) for key in keys for point in client.get_metric_history(run_id, key)}
+    _log_metrics(client, run_id, [point for point in points if (point[0], point[2]) not in logged])
 
 
 def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo) -> None:
     """Parameters, metrics and files of the stages; `history/` keeps those of each setting."""
     run_id, reports = run.info.run_id, project / REPORTS
     params = load_params(project / "params.yaml")
-    logged = {key: value for part in (params.download, params.encode) for key, value in part}
-    store.log_params(client, run_id, logged | info.params | store.environment_params(info.environment))
+    logged = params.report.model_dump() | info.params | store.environment_params(info.environment)
+    store.log_params(client, run_id, logged)
     found = [reports / f"{name}.json" for name in ("evaluation", "samples")]
     evaluation, samples = (read_json(file) if file.is_file() else {} for file in found)
     if any(content.get("model_sha256") != info.model_sha256 for content in (evaluation, samples)):
