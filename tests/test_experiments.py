@@ -1,6 +1,7 @@
 """Experiments in a clone with tiny parameters: by DVC, by the command line, on one's own text."""
 
 import copy
+import json
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 
 import main
 from conftest import ROOT, stages_run
+from minilm.checkpoint import read_info
 from minilm.errors import InputError
 from minilm.params import STAGES, load_params
 from stages import download
@@ -160,6 +162,33 @@ def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
     refused = fresh.main("--train", "--recipe", "old", ok=False)
     assert "invalid choice: 'old'" in refused
     assert "'classic', 'modern', 'shakespeare-cpu'" in refused
+
+
+def test_a_trained_model_is_trained_further(fresh, tmp_path):
+    model, settings = fresh.folder / "models" / "minilm", ("-S", "init_from=models/minilm", "-S", "steps=3")
+    first, val_loss = read_info(model), json.loads(fresh.read("reports/train.json"))["val_loss"]
+    output = fresh.dvc("exp", "run", *settings, "-S", "learning_rate=1e-9", "-S", "eval_interval=1")
+    assert stages_run(output) == {"encode", "train", "evaluate", "sample", "report"}
+    assert json.loads(fresh.read("reports/train.json"))["val_loss"] == pytest.approx(val_loss, abs=1e-5)
+    second = read_info(model)
+    assert second.initial_sha256 == first.model_sha256 != second.model_sha256
+    assert fresh.mlflow_runs()[0].data.tags["initial_model_sha256"] == first.model_sha256
+    assert (
+        f"trained further from: {first.model_sha256}"
+        in fresh.run("python", "-m", "minilm.tracking.lineage", "models/minilm").stdout
+    )
+    assert stages_run(fresh.dvc("repro")) == set()
+    # In a temporary folder, on another text, which is encoded with the model's vocabulary.
+    (tmp_path / "book.txt").write_text("The quick brown fox. \u2603" * 40)
+    output = fresh.dvc("exp", "run", "--temp", *settings, "-S", f"dataset={tmp_path / 'book.txt'}")
+    assert "of them unknown characters" in output
+    assert "train.npy has 704 tokens, 32 of them" in output
+    # A model of another shape is refused, and the last one stays.
+    output = fresh.dvc("exp", "run", *settings, "-S", "embed_dim=32", "-S", "num_heads=4", ok=False)
+    assert (
+        "error: init_from: the model to start with has embed_dim 16, not 32, and num_heads 2, not 4" in output
+    )
+    assert read_info(model) == second
 
 
 @pytest.mark.parametrize("kind", ["a worktree", "a shallow clone without a branch"])

@@ -172,6 +172,8 @@ class Lineage:
         found = {"sha256": self.logged.tags.get("model_sha256", "none: the training did not end")}
         if "num_parameters" in self.logged.params:
             found["size"] = f"{int(self.logged.params['num_parameters']):,} parameters"
+        if self.info and self.info.initial_sha256:
+            found["trained further from"] = self.info.initial_sha256
         if self.info:
             return found | {"sha256": self.info.model_sha256, "environment": self.info.environment}
         self.missing.append(f"its files are neither in {MODEL} nor in DVC's cache")

@@ -87,8 +87,9 @@ def find_run(client: MlflowClient, experiment: str, model: ModelInfo) -> Run | N
 
 
 def model_tags(model: ModelInfo) -> dict[str, str]:
-    """The digests of the model's weights and of its config.json."""
-    return {"model_sha256": model.model_sha256, "model_folder_sha256": model.folder_sha256}
+    """The digests of the model's weights, its config.json, and the weights that training started with."""
+    digests = {"model_sha256": model.model_sha256, "model_folder_sha256": model.folder_sha256}
+    return digests | ({"initial_model_sha256": model.initial_sha256} if model.initial_sha256 else {})
 
 
 def origin_tags() -> dict[str, str]:

@@ -42,7 +42,9 @@ def training_lock(root: Path, training: str) -> FileLock:
 
 
 def _digest(path: Path) -> str:
-    """The SHA-256 of a file; of code without comments, docstrings and layout, which change no result."""
+    """The SHA-256 of a file or folder; of code without comments, docstrings and layout."""
+    if path.is_dir():
+        return sha256_of("".join(map(_digest, sorted(path.iterdir()))).encode())
     if path.suffix != ".py":
         return sha256_of(path)
     tree = _WithoutDocstrings().visit(ast.parse(path.read_bytes()))
