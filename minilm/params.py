@@ -109,7 +109,7 @@ class TrainParams(StageParams):
     optimizer: Literal["adamw", "muon"] = _key("adamw", "muon updates the blocks' matrices, AdamW the rest")
     learning_rate: float = _key(0.0003, "the optimizer's step size at its highest", gt=0, le=10)
     learning_rate_schedule: Schedule = _key("constant", "how the learning rate falls after the warmup")
-    min_learning_rate_ratio: Share = _key(0.1, "share of learning_rate that linear and cosine end with")
+    min_learning_rate_ratio: Share = _key(0.1, "share of learning_rate that linear and cosine fall to")
     warmup_steps: Int = _key(0, "steps in which the learning rate first rises from zero", ge=0, le=10**9)
     adam_beta1: Decay = _key(0.9, "AdamW's first-moment decay rate")
     adam_beta2: Decay = _key(0.95, "AdamW's second-moment decay rate")

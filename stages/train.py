@@ -58,9 +58,7 @@ def train_model(all_params: Params, workers: Workers) -> None:
             f"train: {model.num_parameters:,} parameters in {environment['precision']} on "
             f"{environment['device_type']}, {workers.count} x {environment['threads']} threads"
         )
-        if snapshots.newest_step:
-            say(f"train: resuming from the checkpoint after step {snapshots.newest_step} of {params.steps}")
-        elif others := snapshots.describe_others():
+        if others := snapshots.describe_others():
             say(f"train: {others}")
 
         def report(latest: Report) -> None:

@@ -96,10 +96,10 @@ def test_muons_step_is_orthogonal_and_as_large_as_adamws(precision):
     ("schedule", "expected"),
     [
         ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
-        ("linear", [0.25, 0.5, 0.75, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+        ("linear", [0.25, 0.5, 0.75, 1, 1, 0.84, 0.68, 0.52, 0.36]),
         (
             "cosine",
-            [0.25, 0.5, 0.75, 1, *(0.2 + 0.8 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(5))],
+            [0.25, 0.5, 0.75, 1, *(0.2 + 0.8 * (1 + math.cos(math.pi * i / 5)) / 2 for i in range(5))],
         ),
     ],
 )

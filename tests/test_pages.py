@@ -274,9 +274,6 @@ class TestReport:
         assert tab.locator(".warning").last.text_content() == EVIL
         assert tab.problems == []
 
-    def test_is_the_same_for_the_same_run(self, pictures):
-        assert report(pictures) == report(pictures)
-
     @pytest.mark.parametrize("scheme", SCHEMES)
     @pytest.mark.parametrize("width", [1200, 390])
     def test_is_readable(self, show, pictures, scheme, width):

@@ -1,12 +1,14 @@
 """Every recipe that comes with the project is valid, trains, and means the same wherever it starts."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from minilm import MiniGPT, ModelConfig, train
+from minilm import CharTokenizer, MiniGPT, ModelConfig, train
+from minilm.data.corpus import sample_corpus
 from minilm.errors import InputError
 from minilm.params import TrainParams, load_params, load_recipe
 
@@ -40,12 +42,29 @@ def test_classic_is_the_defaults():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_trains(path):
-    short = {"steps": "3", "warmup_steps": "1", "eval_interval": "3", "eval_batches": "1", "compile": "false"}
-    params = load_params(ROOT / "params.yaml", load_recipe(path) | short).train
+def test_recipe_learns_a_pattern(path):
     tokens = np.tile(np.arange(1, 12, dtype=np.uint8), 100)
-    (report,) = train(MiniGPT(ModelConfig.from_params(12, params)), tokens, tokens, params)
-    assert report.step == 3
+    assert loss_after(30, path, tokens) < 0.5 * math.log(11)
+
+
+def test_modern_learns_more_than_classic_in_as_many_steps():
+    text = "".join(sample_corpus().splits["train"]())
+    tokens = CharTokenizer.from_text(text).encode(text)
+    modern, classic = (
+        loss_after(50, ROOT / "recipes" / f"{name}.yaml", tokens) for name in ("modern", "classic")
+    )
+    assert modern < classic - 0.3
+
+
+def loss_after(steps, recipe, tokens) -> float:
+    """The recipe's loss on what it was trained on."""
+    short = {"steps": str(steps), "eval_interval": str(steps), "eval_batches": "1", "compile": "false"}
+    values = load_recipe(recipe)
+    short["warmup_steps"] = str(min(5, int(values["warmup_steps"])))
+    params = load_params(ROOT / "params.yaml", values | short).train
+    model = MiniGPT(ModelConfig.from_params(int(tokens.max()) + 1, params), seed=params.seed)
+    (report,) = train(model, tokens, tokens, params)
+    return report.val_loss
 
 
 def test_a_mistake_in_a_recipe_is_named(tmp_path):

@@ -1,18 +1,26 @@
 import json
 import math
+import resource
+import statistics
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from minilm import MiniGPT, ModelConfig, train
 from minilm.data.batches import RandomBatches
-from minilm.device import choose_precision, matmul_peak
+from minilm.device import choose_precision
 from minilm.errors import InputError, TrainingDiverged
 from minilm.params import TrainParams
+from minilm.training import loop
+from minilm.training.loop import Training
 from minilm.training.reports import best_report
+from minilm.training.snapshots import Snapshots
 
 PARAMS = TrainParams(
     block_size=8, embed_dim=16, num_heads=2, num_layers=1, batch_size=8, steps=40, eval_interval=15,
@@ -77,7 +85,7 @@ def test_training_equals_a_literal_loop():
         for p in twin.parameters():
             p.grad *= min(1.0, 1.0 / norm)
         for group in optimizer.param_groups:
-            group["lr"] = 0.01 * (step / 5 if step <= 5 else 1 - (step - 6) / 34)
+            group["lr"] = 0.01 * (step / 5 if step <= 5 else 1 - (step - 6) / 35)
         optimizer.step()
         losses.append(loss.item())
         norms.append(norm)
@@ -143,13 +151,77 @@ def test_without_a_number_of_batches_the_whole_validation_split_is_scored():
     assert report.val_loss == pytest.approx(np.mean(losses), abs=1e-5)
 
 
-def test_mfu_is_the_models_share_of_the_measured_peak():
-    (report,) = train(new_model(), NOISE, NOISE[:50], changed(steps=2))
-    flops = report.tokens_per_second * new_model().flops_per_token
-    peak = matmul_peak(torch.device("cpu"), torch.float32)
-    assert report.mfu == pytest.approx(flops / peak)
-    assert 0 < report.mfu < 1
-    assert 1e9 < peak < 1e15
+def test_flops_are_those_that_torch_counts():
+    model = MiniGPT(ModelConfig(65, 32, 64, 4, 3))
+    model.blocks.apply(lambda module: setattr(module, "fused", False))  # so that all products are seen
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(4, 32, dtype=torch.long)).sum().backward()
+    assert model.flops_per_token * 4 * 32 == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_rates_are_those_of_a_clock(tmp_path):
+    # Large enough that the steps take almost all of the time; with slow checkpoints, which must not count.
+    class Slow(Snapshots):
+        def save(self, step, state):
+            time.sleep(0.1)
+            super().save(step, state)
+            self._next = 0
+
+    ends = []
+    params = changed(batch_size=64, steps=20, eval_interval=20, eval_batches=1)
+    shape = ModelConfig(6, 64, 64, 2, 2)
+    clocked = lambda self, *batch: (update(self, *batch), ends.append(time.perf_counter()))  # noqa: E731
+    update = Training.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "update", clocked)
+        (report,) = train(MiniGPT(shape), NOISE, NOISE[:66], params, snapshots=Slow(tmp_path, 1e-9))
+    seconds = statistics.median(np.diff(ends)) * 19 - 19 * 0.1
+    rate = 19 * 64 * 64 / seconds
+    assert report.tokens_per_second == pytest.approx(rate, rel=0.3)
+    a = torch.ones(700, 700)
+    start = time.perf_counter()
+    (a @ a)[0, 0].item()
+    reached = 2 * 700**3 / (time.perf_counter() - start)
+    peak = rate * MiniGPT(shape).flops_per_token / report.mfu
+    assert reached / 3 < peak < 1e15
+
+
+def test_a_peak_measured_beside_another_process_is_measured_again(monkeypatch):
+    peaks = iter([1e9, 3e9, 2e9])
+    monkeypatch.setattr(loop, "matmul_peak", lambda *_: next(peaks))
+    reports = train(new_model(), NOISE, NOISE[:50], changed(steps=30, eval_interval=10))
+    flops = [report.tokens_per_second * new_model().flops_per_token for report in reports]
+    assert [f / r.mfu for f, r in zip(flops, reports, strict=True)] == pytest.approx([1e9, 3e9, 3e9])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
+@pytest.mark.parametrize(
+    ("batch_size", "block_size"), [(65536, 4096), (2048, 512)]
+)  # NumPy's end, and torch's
+def test_without_memory_it_says_what_to_lower(batch_size, block_size):
+    params = changed(batch_size=batch_size, block_size=block_size, eval_batches=1)
+    model, limits = MiniGPT(ModelConfig(6, block_size, 16, 2, 1)), resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), limits[1]))
+    try:
+        with pytest.raises(InputError, match=rf"batch_size {batch_size:,}, .* takes some [\d,.]+ GB; lower"):
+            train(model, np.tile(NOISE, 100), NOISE, params)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_compilation_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    with pytest.raises(InputError, match=r"compile: the C\+\+ compiler '/nonexistent/g\+\+' is missing"):
+        train(new_model(), NOISE, NOISE, changed(compile=True))
+
+
+def test_losses_of_many_steps_take_little_memory(monkeypatch):
+    monkeypatch.setattr(loop, "MEASURED_APART", 4)
+    (folded,) = train(new_model(), NOISE, NOISE[:50], changed(eval_interval=40))
+    monkeypatch.undo()
+    (report,) = train(new_model(), NOISE, NOISE[:50], changed(eval_interval=40))
+    assert folded[:5] == report[:5]
 
 
 def test_precision_auto_is_what_the_hardware_has(monkeypatch):

@@ -5,7 +5,9 @@ kernel matters; the rest works around what is slow on a CPU.
 """
 
 import ctypes
+import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minilm.errors import InputError
 from minilm.model.positions import causal_mask
 
 
@@ -84,11 +87,20 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def quote_compiler_paths() -> None:
-    """Let torch's compiler link also where it is installed below a folder with a space in its name.
+def prepare_compiler(device: torch.device) -> None:
+    """See that torch's compiler finds what it needs.
 
-    It quotes the paths of headers for the shell, but not that of its libraries.
+    Where torch is installed below a folder with a space in its name, it quotes the paths of headers for the
+    shell, but not that of its libraries.
+
+    Raises:
+        InputError: there is no C++ compiler, which it needs on a CPU.
     """
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and not shutil.which(shlex.split(compiler)[0]):
+        raise InputError(
+            f"compile: the C++ compiler {compiler!r} is missing; install it, or set compile: false"
+        )
     from torch.utils import cpp_extension
 
     if Path(cpp_extension.TORCH_LIB_PATH).is_dir():  # not quoted yet

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -124,6 +124,16 @@ def parallelize(model: MiniGPT, sharding: str, workers: Workers) -> nn.Module:
         model.zero_grad()
         return together
     return model
+
+
+def gradients_summed(parallel: nn.Module, summed: bool) -> AbstractContextManager[None]:
+    """Whether the backward passes of the block sum the gradients of all processes.
+
+    Of a step's micro-batches only the last one's need to, since gradients add up until then.
+    """
+    if isinstance(parallel, DistributedDataParallel) and not summed:
+        return parallel.no_sync()
+    return nullcontext()
 
 
 # The state of a model whose processes may each hold a shard of it. All processes call each function

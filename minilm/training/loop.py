@@ -20,14 +20,23 @@ from minilm.data.batches import Batch, RandomBatches, spaced_batches
 from minilm.data.tokenizer import Ids
 from minilm.device import choose_precision, matmul_peak
 from minilm.errors import InputError, TrainingDiverged
-from minilm.model.cpu_kernels import keep_freed_memory, quote_compiler_paths
+from minilm.model.cpu_kernels import keep_freed_memory, prepare_compiler
 from minilm.model.gpt import MiniGPT
 from minilm.params import TrainParams
-from minilm.training.distributed import Workers, full_state, load_full_state, parallelize
+from minilm.training.distributed import (
+    Workers,
+    full_state,
+    gradients_summed,
+    load_full_state,
+    parallelize,
+)
+from minilm.training.memory import explain_lack_of_memory
 from minilm.training.optim import clip_gradients, learning_rate_at, make_optimizers, set_learning_rate
 from minilm.training.progress import progress_bar
 from minilm.training.reports import Report
 from minilm.training.snapshots import Snapshots, checkpointing
+
+MEASURED_APART = 1000  # steps whose losses are tensors of their own, before they become one
 
 
 def train(
@@ -59,14 +68,17 @@ def train(
     Raises:
         TrainingInterrupted: SIGINT or SIGTERM came, and the checkpoint is saved.
         TrainingDiverged: the loss or the gradient is not finite.
-        InputError: a split is too short, or the batch cannot be divided among the processes.
+        InputError: a split is too short, the batch cannot be divided among the processes, memory does not
+            suffice, or there is no compiler for `compile`.
     """
     keep_freed_memory()
     workers = workers or Workers(model.token_embedding.weight.device)
     training = Training(model, train_tokens, val_tokens, params, workers)
     gpus = [workers.device] if workers.device.type == "cuda" else []
     hooks = ([checkpointing(training, snapshots)] if snapshots else []) + [progress_bar(training)]
-    with torch.random.fork_rng(gpus), ExitStack() as stack:  # dropout draws from torch's global generators
+    with ExitStack() as stack:
+        stack.enter_context(explain_lack_of_memory(model, params, workers.count))
+        stack.enter_context(torch.random.fork_rng(gpus))  # dropout draws from torch's global generators
         callbacks = [stack.enter_context(hook) for hook in hooks]
         report = report or (lambda _: None)
         for past in training.reports:
@@ -101,19 +113,21 @@ class Training:
         self.model, self.params, self.workers = model, params, workers
         self.train_tokens, self.val_tokens = train_tokens, val_tokens
         self.precision = choose_precision(params.precision, workers.device)
-        self.peak_flops = matmul_peak(workers.device, self.precision) * workers.count
+        self.peak_flops = 0.0  # the highest matrix-product rate of all devices that was measured at a report
         self.characters_per_step = params.batch_size * model.config.block_size
-        parallel = parallelize(model, params.sharding, workers)
-        self.forward: Callable[[Tensor], Tensor] = parallel
         if params.compile:
-            quote_compiler_paths()
-            self.forward = torch.compile(parallel)
+            prepare_compiler(workers.device)
+        self.parallel = parallelize(model, params.sharding, workers)
+        self.forward: Callable[[Tensor], Tensor] = self.parallel
+        if params.compile:
+            self.forward = torch.compile(self.parallel)
         self.optimizers = make_optimizers(model, params)
         self.step = 0
-        self.measured: list[Tensor] = []  # loss and gradient norm of each step since the last report, (2,)
+        self.measured: list[Tensor] = []  # loss and gradient norm of steps since the last report, (steps, 2)
         self.reports: list[Report] = []
         self.best: dict[str, Any] = {}  # the state of the report with the lowest validation loss
-        self.timed_from, self.timed_steps = time.perf_counter(), 0
+        self.updates = 0  # of this process
+        self.start_clock()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the batch of each step that remains, on its device."""
@@ -129,27 +143,34 @@ class Training:
             TrainingDiverged: on a CPU, before the weights are changed.
         """
         step, micro_batches = self.step + 1, self.params.grad_accumulation
+        if self.updates == 1:
+            self.start_clock()  # anew: the first update loads code and compiles
         self._seed_dropout(step)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
         loss = torch.zeros((), device=inputs.device)
-        for x, y in zip(inputs.chunk(micro_batches), targets.chunk(micro_batches), strict=True):
-            micro_loss = next_char_loss(self.forward, x, y, self.precision) / micro_batches
-            micro_loss.backward()
+        pairs = zip(inputs.chunk(micro_batches), targets.chunk(micro_batches), strict=True)
+        for number, (x, y) in enumerate(pairs, start=1):
+            with gradients_summed(self.parallel, number == micro_batches):
+                micro_loss = next_char_loss(self.forward, x, y, self.precision) / micro_batches
+                micro_loss.backward()
             loss += micro_loss.detach()
 
         grad_norm = clip_gradients(self.model, self.params.grad_clip)
-        measured = torch.stack([loss, grad_norm])
+        measured = torch.stack([loss, grad_norm])[None]
         # Reading a number on a GPU waits for it; there only reports and checkpoints do.
         if inputs.device.type == "cpu":
-            self._require_finite(measured[None], step, " before it")
+            self._require_finite(measured, step, " before it")
 
         set_learning_rate(self.optimizers, learning_rate_at(step, self.params))
         for optimizer in self.optimizers:
             optimizer.step()
         self.step = step
         self.measured.append(measured)
+        if len(self.measured) > MEASURED_APART:
+            self.measured = [torch.cat(self.measured)]
+        self.updates += 1
         self.timed_steps += 1
 
     def report(self) -> Report:
@@ -162,6 +183,9 @@ class Training:
         val_loss = mean_loss(self.model, _on_device(windows, self.workers), self.precision, self.workers)
         if not math.isfinite(val_loss):
             raise self._diverged(f"after step {self.step} the validation loss is {val_loss}")
+        # Beside another busy process a peak is too low, and measured again when that has ended.
+        peak = matmul_peak(self.workers.device, self.precision) * self.workers.count
+        self.peak_flops = max(self.peak_flops, peak)
         latest = Report(
             self.step,
             train_loss,
@@ -176,8 +200,12 @@ class Training:
             self.best = copy.deepcopy(full_state(self.model))
         self.reports.append(latest)
         self.measured.clear()
-        self.timed_from, self.timed_steps = time.perf_counter(), 0
+        self.start_clock()
         return latest
+
+    def start_clock(self) -> None:
+        """Measure the rate from here on."""
+        self.timed_from, self.timed_steps = time.perf_counter(), 0
 
     def state(self) -> dict[str, Any]:
         """All that changes, for a checkpoint; the processes call it together, the first one saves it."""
@@ -194,7 +222,7 @@ class Training:
         """Go back to what `state` gave."""
         load_full_state(self.model, state, self.optimizers)
         self.step, self.best = state["step"], state["best"]
-        self.measured = list(state["measured"].to(self.workers.device).unbind())
+        self.measured = [state["measured"].to(self.workers.device)]
         self.reports = [Report(*values) for values in state["reports"]]
 
     def _seed_dropout(self, step: int) -> None:
@@ -207,7 +235,7 @@ class Training:
         """Loss and gradient norm of the steps since the last report, mean of all processes: (steps, 2)."""
         if not self.measured:
             return torch.empty(0, 2)
-        measured = self.workers.mean(torch.stack(self.measured))
+        measured = self.workers.mean(torch.cat(self.measured))
         self._require_finite(measured, self.step - len(measured) + 1, "")
         return measured
 

@@ -57,12 +57,13 @@ def make_optimizers(model: MiniGPT, params: TrainParams) -> list[torch.optim.Opt
 def learning_rate_at(step: int, params: TrainParams) -> float:
     """The learning rate of update `step`, from 1 to params.steps.
 
-    It rises linearly over warmup_steps and then stays, or falls to min_learning_rate_ratio along a line or
-    half a cosine ("SGDR: Stochastic Gradient Descent with Warm Restarts", Loshchilov and Hutter, 2017).
+    It rises linearly over warmup_steps and then stays, or falls towards min_learning_rate_ratio along a line
+    or half a cosine ("SGDR: Stochastic Gradient Descent with Warm Restarts", Loshchilov and Hutter, 2017). It
+    would be there one step after the last: at a ratio of 0 an update there would change nothing.
     """
     if step <= params.warmup_steps:
         return params.learning_rate * step / params.warmup_steps
-    done = (step - 1 - params.warmup_steps) / max(1, params.steps - 1 - params.warmup_steps)  # 0 to 1
+    done = (step - 1 - params.warmup_steps) / (params.steps - params.warmup_steps)  # 0 to below 1
     remaining = {
         "constant": 1.0,
         "linear": 1 - done,

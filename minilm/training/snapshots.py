@@ -71,46 +71,37 @@ class Snapshots:
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that is undamaged, or None; damaged ones are reported and removed."""
-        _, content = self._newest()
-        return torch.load(io.BytesIO(content), "cpu", weights_only=True) if content else None
-
-    @property
-    def newest_step(self) -> int:
-        """The step after which the checkpoint that `load` returns was saved; 0 if there is none."""
-        return self._newest()[0]
+        for path in reversed(self._files()):
+            with suppress(FileNotFoundError):  # another process of this training has just removed it
+                whole = path.read_bytes()
+                digest, content = whole[:DIGEST_LENGTH], whole[DIGEST_LENGTH:]
+                if hashlib.sha256(content).hexdigest().encode() == digest:
+                    return torch.load(io.BytesIO(content), "cpu", weights_only=True)
+                path.unlink()
+                print(
+                    f"WARNING: {path} is damaged; training resumes from an earlier checkpoint, if any",
+                    file=sys.stderr,
+                )
+        return None
 
     def remove(self) -> None:
         """Remove all checkpoints: the training is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def describe_others(self) -> str:
-        """What checkpoints of other trainings lie beside these, if any, and in what the nearest differs."""
+        """Where there are none: those of other trainings, if any, and in what the nearest differs."""
         beside = self.folder.parent
         with suppress(OSError, ValueError):  # another process has just written or removed some
             others = [json.loads(path.read_text()) for path in beside.glob(f"*/{INPUTS}")]
             different = [{key for key, _ in self.inputs.items() ^ other.items()} for other in others]
             size = sum(path.stat().st_size for path in beside.glob("*/step-*"))
-            if nearest := min(filter(None, different), key=len, default=None):
+            nearest = min(filter(None, different), key=len, default=None)
+            if nearest and not self._files():
                 return (
                     f"{beside} has {size / 1e6:,.1f} MB of checkpoints of other unfinished trainings; "
                     f"the nearest differs in {', '.join(sorted(nearest))}; `make clean` removes them"
                 )
         return ""
-
-    def _newest(self) -> tuple[int, bytes]:
-        """Step and content of the newest undamaged checkpoint; 0 and nothing if there is none."""
-        for path in reversed(self._files()):
-            with suppress(FileNotFoundError):  # another process of this training has just removed it
-                whole = path.read_bytes()
-                digest, content = whole[:DIGEST_LENGTH], whole[DIGEST_LENGTH:]
-                if hashlib.sha256(content).hexdigest().encode() == digest:
-                    return int(path.name.removeprefix("step-")), content
-                path.unlink()
-                print(
-                    f"WARNING: {path} is damaged; training resumes from an earlier checkpoint, if any",
-                    file=sys.stderr,
-                )
-        return 0, b""
 
     def _files(self) -> list[Path]:
         """Oldest first."""
@@ -125,15 +116,21 @@ def checkpointing(training: "Training", snapshots: Snapshots) -> Iterator[Callab
     """
     if state := snapshots.load():
         training.restore(state)
+        if training.workers.rank == 0:
+            print(
+                f"train: resuming from the checkpoint after step {training.step} of {training.params.steps}"
+            )
     with interruption() as signals:
 
         def after_step() -> None:
             due, stop = training.workers.any(snapshots.due(), bool(signals))
             if due or stop:
+                start = time.perf_counter()
                 state = training.state()
                 if training.workers.rank == 0:
                     snapshots.save(training.step, state)
                 training.workers.any(False)  # the others wait until it is saved
+                training.timed_from += time.perf_counter() - start  # which is no time of training
             if stop:
                 raise TrainingInterrupted(
                     f"stopped by {' '.join(signals) or 'another process'} after step {training.step} of "
