@@ -48,7 +48,7 @@ def main() -> None:
             if length < LEAST_CHARACTERS:
                 raise InputError(
                     f"dataset: of {params.dataset} the {split} split has {length} character(s), but needs "
-                    f"{LEAST_CHARACTERS} at least; take a longer text or a larger holdout_fraction"
+                    f"{LEAST_CHARACTERS} at least; take a longer text"
                 )
         sha256 = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
         source = Source(params.dataset, corpus.origin, corpus.fallback_for, characters, sha256)

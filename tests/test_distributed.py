@@ -58,7 +58,7 @@ def assert_same_training(project) -> None:
 @pytest.mark.parametrize(
     ("values", "last"),
     [
-        ({}, "train"),
+        ({"grad_accumulation": "2"}, "train"),
         ({"sharding": "fsdp"}, "train"),
         ({"sharding": "fsdp", "keep": "best", "grad_accumulation": "2"}, "evaluate"),
     ],

@@ -245,8 +245,8 @@ def _hub_splits(dataset: str) -> dict[str, Pieces]:
             raise ConnectionError(unreachable or _in_short(cause)) from None
         configs: list[str] = []
         with suppress(Exception):  # the error at hand says enough
-            configs = datasets.get_dataset_config_names(repo)
-        if not config and len(configs) > 1:
+            configs = [] if config else datasets.get_dataset_config_names(repo)
+        if len(configs) > 1:
             raise InputError(
                 f"dataset: {dataset} has several configurations; name one, as in {dataset}:{configs[0]}: "
                 f"{', '.join(configs)}"
