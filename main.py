@@ -2,12 +2,18 @@
 
 import argparse
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from minilm.errors import InputError, UserError
+from minilm.files import replace_what_cannot_be_shown
 from minilm.params import FIELDS, STAGES, SampleParams, allowed, default_text, load_params, load_recipe
 
 ROOT = Path(__file__).resolve().parent
@@ -16,8 +22,9 @@ PARAMS, RECIPES, MODEL = ROOT / "params.yaml", ROOT / "recipes", ROOT / "models"
 
 def main() -> None:
     """Read the flags and do what they say."""
+    replace_what_cannot_be_shown()
     parser = make_parser()
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(joined(sys.argv[1:])))
     overrides = {key: arguments[key] for key in FIELDS if arguments[key] is not None}
     try:
         if arguments["recipe"] and arguments["train"]:
@@ -65,24 +72,68 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def joined(words: list[str]) -> list[str]:
+    """Each flag and its value as one word, since argparse would take a value such as `-x` for a flag."""
+    flags, found = {f"--{key}" for key in FIELDS}, list[str]()
+    for word in words:
+        if found and found[-1] in flags and word not in {*flags, "--train", "--generate", "--recipe"}:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
+
+
 def train(overrides: dict[str, str]) -> int:
     """Write the overrides into params.yaml and run the experiment; returns DVC's exit status."""
     if "dataset" in overrides:
         overrides["dataset"] = as_seen_from_root(overrides["dataset"])
     params = load_params(PARAMS, overrides)
-    if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True).returncode:
-        raise InputError(
-            f"{ROOT} is no git repository with a commit, and DVC keeps experiments in git; clone the project "
-            "with git, or run: git init && git add --all && git commit --message start"
-        )
+    require_git()
     write_params(
         {key: value for part in params for key, value in part.model_dump().items() if key in overrides}
     )
     # The stages are started as `python`: the one that runs this.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return subprocess.run(
-        [sys.executable, "-m", "dvc", "exp", "run"], cwd=ROOT, env={**os.environ, "PATH": path}
-    ).returncode
+    return run_to_its_end([sys.executable, "-m", "dvc", "exp", "run"], {**os.environ, "PATH": path})
+
+
+def require_git() -> None:
+    """DVC keeps experiments in git: say what is missing before anything is changed or trained."""
+    for command, remedy in (
+        ("rev-parse --git-dir", "clone the project with git, or run: git init"),
+        ("rev-parse --verify HEAD", "make a first commit: git add --all && git commit --message start"),
+        (
+            "var GIT_COMMITTER_IDENT",
+            'say who you are: git config --global user.name "Your Name" && '
+            "git config --global user.email you@example.org",
+        ),
+    ):
+        done = subprocess.run(["git", *command.split()], cwd=ROOT, capture_output=True, text=True)
+        refused = "git-dir" in command and any((folder / ".git").exists() for folder in (ROOT, *ROOT.parents))
+        if done.returncode and refused:
+            raise InputError(f"git refuses {ROOT}: {done.stderr.strip()}")
+        if done.returncode:
+            raise InputError(f"{ROOT}: DVC keeps experiments in git, which is not ready; {remedy}")
+
+
+def run_to_its_end(command: list[str], env: dict[str, str]) -> int:
+    """Run DVC to its end, also after Ctrl-C or SIGTERM: the stage saves its checkpoint, and DVC cleans up.
+
+    Returns its exit status, or 130 if it was interrupted. A second Ctrl-C ends the stage at once.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        # `timeout` sends SIGTERM to a process and to its group; that is one.
+        if number == signal.SIGINT or number not in received:
+            os.killpg(dvc.pid, signal.SIGINT)  # DVC leaves it to the stage, while one runs
+        received.append(number)
+
+    # In a group of its own, so that signals reach it from here alone.
+    dvc = subprocess.Popen(command, cwd=ROOT, env=env, process_group=0)
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    return dvc.wait() and (130 if received else dvc.returncode)
 
 
 def as_seen_from_root(dataset: str) -> str:
@@ -120,17 +171,35 @@ def generate(overrides: dict[str, str]) -> None:
     from minilm.generation.kv_cache import useful_threads
     from minilm.generation.text import stream
 
+    if not MODEL.exists() and training_is_under_way():
+        raise InputError(f"{MODEL} is missing while a training is under way, which writes it at its end")
     source = read_info(MODEL).data
     if source.fallback_for:
         print(source, file=sys.stderr)
     model, tokenizer = load(MODEL, choose_device(params.device))
     torch.set_num_threads(useful_threads(model))
+    if "prompt" not in overrides and tokenizer.unknown_characters(params.prompt):
+        known = next(filter(str.isalpha, tokenizer.characters), tokenizer.characters[0])
+        raise InputError(
+            f"prompt: {params.prompt!r}, from params.yaml, has characters that the model never saw; give "
+            f"another, such as --prompt {shlex.quote(known)}"
+        )
     settings = params.model_dump(exclude={"num_samples", "sample_seed", "device"})
     # One text is what a prompt asks for, unless more are asked for here.
     for number in range(params.num_samples if "num_samples" in overrides else 1):
         for text in stream(model, tokenizer, **settings, seed=params.sample_seed + number):
             print(text, end="", flush=True)
         print("\n")
+
+
+def training_is_under_way() -> bool:
+    """Whether a process holds the lock of a training."""
+    for path in (ROOT / ".checkpoints").glob("*.lock"):
+        try:
+            FileLock(path).acquire(blocking=False).lock.release()
+        except Timeout:
+            return True
+    return False
 
 
 if __name__ == "__main__":

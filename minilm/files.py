@@ -4,10 +4,12 @@ import csv
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,13 @@ def all_or_nothing(folder: str | Path) -> Iterator[Path]:
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(temporary)
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Let a terminal show a question mark for a character that its encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def sha256_of(content: str | Path | bytes) -> str:

@@ -10,9 +10,11 @@ import sys
 import threading
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from conftest import REAL_PATH
 from minilm import MiniGPT, ModelConfig, train
 from minilm.params import TrainParams
 from minilm.training.fingerprint import fingerprint, training_inputs
@@ -170,6 +172,14 @@ def test_signals_are_noted_and_then_again_left_to_others():
     assert found == [[]]
 
 
+def test_a_second_ctrl_c_does_not_wait_for_the_checkpoint():
+    with interruption() as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received == ["SIGINT"]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 # Processes in a project.
 
 STAGE = ("python", "-u", "-m", "stages.train")
@@ -194,16 +204,18 @@ def checkpoints(project) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_checkpoints(request):
+def as_before(request):
     """No test begins with what another has left."""
     if "trained" in request.fixturenames:
-        shutil.rmtree(request.getfixturevalue("trained").folder / ".checkpoints", ignore_errors=True)
+        trained = request.getfixturevalue("trained")
+        shutil.rmtree(trained.folder / ".checkpoints", ignore_errors=True)
+        trained._git("checkout", "--quiet", "HEAD", "params.yaml")
 
 
-def start(project, *command: str) -> subprocess.Popen:
+def start(project, *command: str, **env: str) -> subprocess.Popen:
     """The command, running in the project."""
-    output = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=project.folder, env=project.env, **output)
+    streams = {"text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=project.folder, env=project.env | env, **streams)
 
 
 def interrupt(project, number: int, after: str) -> str:
@@ -292,3 +304,40 @@ def test_an_experiments_checkpoint_is_kept_in_the_main_workspace(trained, tmp_pa
         del trained.env["DVC_ROOT"]
     assert not checkpoints(trained)
     assert list(tmp_path.glob(".checkpoints/*/step-*"))
+
+
+IN_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+MAIN = ("main.py", "--train", "--seed", "7")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stop", "status"),
+    [
+        (("-m", "dvc", "repro"), "Ctrl-C", 255),
+        (("-m", "dvc", "exp", "run"), "Ctrl-C", 255),
+        (MAIN, "Ctrl-C", 130),
+        (MAIN, "SIGTERM", 130),
+    ],
+)
+def test_in_a_terminal_the_stage_saves_and_dvc_cleans_up(trained, arguments, stop, status):
+    # Fresh interpreters: the preloaded ones are in sessions of their own, which the terminal does not reach.
+    trained.set(steps="1000000")
+    printed = ""
+    command = (sys.executable, "-c", IN_A_TERMINAL, sys.executable, *arguments)
+    with start(trained, *command, PATH=REAL_PATH) as terminal:
+        for line in terminal.stdout:
+            printed += line
+            if "100/1000000" in line and stop == "Ctrl-C":
+                terminal.stdin.write("\x03")
+                terminal.stdin.flush()
+            elif "100/1000000" in line:
+                psutil.Process(terminal.pid).children()[0].terminate()
+    assert terminal.returncode == status, printed
+    assert "the checkpoint is saved, and the same command resumes from it" in printed
+    assert "Traceback" not in printed
+    assert checkpoints(trained)
+    assert trained.read(".dvc/tmp/rwlock") == "{}"
+    assert trained._git("branch", "--show-current")
+    # DVC leaves its EXEC_HEAD after each experiment.
+    assert trained._git("for-each-ref", "refs/exps/exec").split()[2:] in ([], ["refs/exps/exec/EXEC_HEAD"])
+    assert trained._git("diff", "--cached", "--name-only") == ""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minilm.errors import InputError
 from minilm.generation.config import Sampling
 from minilm.generation.sampling import gumbel_noise, limit
 from minilm.model.gpt import MiniGPT, TransformerBlock
@@ -80,6 +81,10 @@ def _draw(model: MiniGPT, ids: Tensor, sampling: Sampling, seeds: Sequence[int])
     noise = gumbel_noise(seeds, model.config.vocab_size, sampling.temperature, device)
     decoder = Decoder(model, len(seeds))
     logits = decoder.prefill(ids.to(device))
+    if not logits.isfinite().all():
+        raise InputError(
+            "the model's logits are no numbers: its weights are damaged, or its training diverged"
+        )
     for remaining in range(sampling.max_new_tokens, 0, -1):
         drawn = (limit(logits, sampling) + next(noise)).argmax(-1)
         yield drawn

@@ -52,10 +52,12 @@ def stream(
     `minilm.generation.config.Sampling`. Characters that may begin `stop` are held back until that is decided.
 
     Raises:
-        InputError: the prompt is empty or has unknown characters, or a value is out of its range.
+        InputError: the prompt is empty, it or `stop` has unknown characters, a value is out of its range, or
+            the model's logits are no numbers.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, max_new_tokens, stop, seed)
-    ids = encode_prompt(tokenizer, prompt)
+    prompt, stop = with_newlines(prompt), with_newlines(stop)
+    ids, _ = encode_prompt(tokenizer, prompt), encode_stop(tokenizer, stop)
     alphabet = tokenizer.decode(range(tokenizer.vocab_size))
     characters = (alphabet[new_id] for new_id in generate_ids(model, ids, sampling))
     return _until(stop, prompt, characters)
@@ -81,9 +83,15 @@ def generate_samples(
     if num_samples < 1:
         raise InputError(f"num_samples: {num_samples} is less than 1")
     sampling = Sampling(temperature, top_k, top_p, min_p, max_new_tokens, stop, seed)
-    ids = encode_prompt(tokenizer, prompt)
-    samples = sample_ids(model, ids, sampling, num_samples, tokenizer.encode(stop).tolist())
+    prompt, stop = with_newlines(prompt), with_newlines(stop)
+    ids, stop_ids = encode_prompt(tokenizer, prompt), encode_stop(tokenizer, stop)
+    samples = sample_ids(model, ids, sampling, num_samples, stop_ids)
     return [prompt + tokenizer.decode(new_ids) for new_ids in samples]
+
+
+def with_newlines(text: str) -> str:
+    """The text with its line ends as training has read them."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def encode_prompt(tokenizer: CharTokenizer, prompt: str) -> Tensor:
@@ -95,10 +103,22 @@ def encode_prompt(tokenizer: CharTokenizer, prompt: str) -> Tensor:
     if not prompt:
         raise InputError("prompt: it is empty; give at least one character to continue")
     if unknown := tokenizer.unknown_characters(prompt):
+        hint = "; in bash, $'\\n' is a line break" if "\\" in unknown else ""
         raise InputError(
-            f"prompt: {describe_unknown(unknown)}; write it without, or train on a text that has them"
+            f"prompt: {describe_unknown(unknown)}; write it without, or train on a text that has them{hint}"
         )
     return torch.from_numpy(tokenizer.encode(prompt).astype("int64"))
+
+
+def encode_stop(tokenizer: CharTokenizer, stop: str) -> list[int]:
+    """The ids of `stop`.
+
+    Raises:
+        InputError: it has characters that the vocabulary lacks, so that the model never writes it.
+    """
+    if unknown := tokenizer.unknown_characters(stop):
+        raise InputError(f"stop: {describe_unknown(unknown)}, so the text would never stop there")
+    return tokenizer.encode(stop).tolist()
 
 
 def _until(stop: str, prompt: str, pieces: Iterable[str]) -> Iterator[str]:

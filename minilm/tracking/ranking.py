@@ -17,6 +17,7 @@ from typing import Any
 import pandas
 
 from minilm.errors import InputError, UserError
+from minilm.files import replace_what_cannot_be_shown
 from minilm.params import FIELDS, SampleParams, experiment_command, load_params, text_of
 from minilm.tracking import store
 from minilm.tracking.lineage import Lineage
@@ -33,6 +34,7 @@ _NO_EFFECT = {*SampleParams.model_fields, "launcher", "checkpoint_interval", "ev
 
 def main() -> None:
     """Read the command line, print the ranking, and move the champion if asked."""
+    replace_what_cannot_be_shown()
     parser = argparse.ArgumentParser(prog="python -m minilm.tracking.ranking", description=__doc__)
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many to print (default 10)")
     parser.add_argument("--data", default="", metavar="SHA", help="beginning of the dataset's SHA-256")

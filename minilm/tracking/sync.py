@@ -17,7 +17,7 @@ from pathlib import Path
 
 from minilm.checkpoint import ModelInfo, read_info
 from minilm.errors import InputError, UserError
-from minilm.files import read_json, read_table, sha256_of
+from minilm.files import read_json, read_table, replace_what_cannot_be_shown, sha256_of
 from minilm.params import load_params
 from minilm.tracking import store
 from minilm.tracking.run import end_dead_runs, interrupted_run
@@ -34,6 +34,7 @@ _METRICS_PER_BATCH = 1000  # MLflow's limit
 
 def main() -> None:
     """Sync the workspace and the experiments."""
+    replace_what_cannot_be_shown()
     root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
     try:
         for name, outcome in sync_all(root):

@@ -156,11 +156,17 @@ def one_at_a_time(lock: FileLock, workers: Workers) -> Iterator[None]:
 
 @contextmanager
 def interruption() -> Iterator[list[str]]:
-    """A list that receives the name of SIGINT or SIGTERM, which then does not end the process."""
+    """A list that receives the name of SIGINT or SIGTERM, which then does not end the process.
+
+    A second Ctrl-C does, with a KeyboardInterrupt. (A second SIGTERM is no sign of impatience: `timeout`
+    sends one to the process and one to its group.)
+    """
     received: list[str] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
     in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
     numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
