@@ -167,6 +167,7 @@ def generate(overrides: dict[str, str]) -> None:
     import torch
 
     from minilm.checkpoint import load, read_info
+    from minilm.data.tokenizer import describe_unknown
     from minilm.device import choose_device
     from minilm.generation.kv_cache import useful_threads
     from minilm.generation.text import stream
@@ -184,6 +185,8 @@ def generate(overrides: dict[str, str]) -> None:
             f"prompt: {params.prompt!r}, from params.yaml, has characters that the model never saw; give "
             f"another, such as --prompt {shlex.quote(known)}"
         )
+    if unknown := tokenizer.unknown_characters(params.stop):
+        print(f"WARNING: stop: {describe_unknown(unknown)}, so it never stops there", file=sys.stderr)
     settings = params.model_dump(exclude={"num_samples", "sample_seed", "device"})
     # One text is what a prompt asks for, unless more are asked for here.
     for number in range(params.num_samples if "num_samples" in overrides else 1):

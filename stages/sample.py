@@ -37,6 +37,9 @@ def main() -> None:
             f"WARNING: prompt: {describe_unknown(unknown)}; set another with dvc exp run -S prompt=..."
         )
         print("sample:", warnings[-1])
+    if unknown := tokenizer.unknown_characters(params.stop):
+        warnings.append(f"WARNING: stop: {describe_unknown(unknown)}, so no sample stops there")
+        print("sample:", warnings[-1])
     samples = write_samples(model, tokenizer, params)
     settings = params.model_dump(exclude={"prompt", "device"})
     lines = [

@@ -152,3 +152,24 @@ def test_what_cannot_be_continued(tiny_model):
                 write(*tiny_model, PROMPT, **bad)
     with pytest.raises(InputError, match="num_samples: 0 is less than 1"):
         generate_samples(*tiny_model, PROMPT, 0)
+
+
+def test_line_ends_are_those_of_training(tiny_model):
+    expected = generate(*tiny_model, "the\nfox\n", 60, seed=3, stop="\n\n")
+    for end in ("\r\n", "\r"):
+        arguments = (f"the{end}fox{end}", 60)
+        assert generate(*tiny_model, *arguments, seed=3, stop=2 * end) == expected
+        assert "".join(stream(*tiny_model, *arguments, seed=3, stop=2 * end)) == expected
+
+
+def test_a_line_break_typed_as_two_characters_is_explained(tiny_model):
+    with pytest.raises(InputError, match=r"never saw .* in bash, \$'\\n' is a line break"):
+        generate(*tiny_model, r"the:\n")
+
+
+def test_a_model_without_numbers_is_refused(tiny_model):
+    model = MiniGPT(tiny_model[0].config).eval()
+    with torch.no_grad():
+        model.final_norm.weight[0] = torch.nan
+    with pytest.raises(InputError, match="the model's logits are no numbers"):
+        generate(model, tiny_model[1], "the")

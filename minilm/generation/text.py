@@ -52,12 +52,12 @@ def stream(
     `minilm.generation.config.Sampling`. Characters that may begin `stop` are held back until that is decided.
 
     Raises:
-        InputError: the prompt is empty, it or `stop` has unknown characters, a value is out of its range, or
-            the model's logits are no numbers.
+        InputError: the prompt is empty or has unknown characters, a value is out of its range, or the model's
+            logits are no numbers.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, max_new_tokens, stop, seed)
     prompt, stop = with_newlines(prompt), with_newlines(stop)
-    ids, _ = encode_prompt(tokenizer, prompt), encode_stop(tokenizer, stop)
+    ids = encode_prompt(tokenizer, prompt)
     alphabet = tokenizer.decode(range(tokenizer.vocab_size))
     characters = (alphabet[new_id] for new_id in generate_ids(model, ids, sampling))
     return _until(stop, prompt, characters)
@@ -84,8 +84,8 @@ def generate_samples(
         raise InputError(f"num_samples: {num_samples} is less than 1")
     sampling = Sampling(temperature, top_k, top_p, min_p, max_new_tokens, stop, seed)
     prompt, stop = with_newlines(prompt), with_newlines(stop)
-    ids, stop_ids = encode_prompt(tokenizer, prompt), encode_stop(tokenizer, stop)
-    samples = sample_ids(model, ids, sampling, num_samples, stop_ids)
+    ids = encode_prompt(tokenizer, prompt)
+    samples = sample_ids(model, ids, sampling, num_samples, tokenizer.encode(stop).tolist())
     return [prompt + tokenizer.decode(new_ids) for new_ids in samples]
 
 
@@ -108,17 +108,6 @@ def encode_prompt(tokenizer: CharTokenizer, prompt: str) -> Tensor:
             f"prompt: {describe_unknown(unknown)}; write it without, or train on a text that has them{hint}"
         )
     return torch.from_numpy(tokenizer.encode(prompt).astype("int64"))
-
-
-def encode_stop(tokenizer: CharTokenizer, stop: str) -> list[int]:
-    """The ids of `stop`.
-
-    Raises:
-        InputError: it has characters that the vocabulary lacks, so that the model never writes it.
-    """
-    if unknown := tokenizer.unknown_characters(stop):
-        raise InputError(f"stop: {describe_unknown(unknown)}, so the text would never stop there")
-    return tokenizer.encode(stop).tolist()
 
 
 def _until(stop: str, prompt: str, pieces: Iterable[str]) -> Iterator[str]:

@@ -1,0 +1,95 @@
+"""The command line: what it takes, and what it says of a machine or a model that is not ready."""
+
+import os
+import subprocess
+
+import pytest
+
+import main
+from conftest import ROOT
+from minilm import MiniGPT, ModelConfig, checkpoint
+from minilm.data.provenance import Source
+from minilm.data.tokenizer import CharTokenizer
+from minilm.errors import InputError
+from minilm.training.fingerprint import training_lock
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a repository and a model of DNA, as main.py's project."""
+    monkeypatch.setattr(main, "ROOT", tmp_path)
+    monkeypatch.setattr(main, "MODEL", tmp_path / "models" / "minilm")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "t")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "t@example.org")
+    tokenizer = CharTokenizer("ACGT\u2603")
+    model = MiniGPT(ModelConfig(tokenizer.vocab_size, 8, 8, 1, 1))
+    source = Source("dna", "file:dna", None, {"train": 0}, "")
+    checkpoint.save(main.MODEL, model, tokenizer, {}, source, {})
+    return tmp_path
+
+
+def git(*arguments):
+    subprocess.run(["git", *arguments], cwd=main.ROOT, check=True, capture_output=True)
+
+
+def test_what_git_lacks_is_said_before_anything_is_changed(project, monkeypatch):
+    with pytest.raises(InputError, match="run: git init"):
+        main.require_git()
+    git("init")
+    with pytest.raises(InputError, match="make a first commit: git add"):
+        main.require_git()
+    git("commit", "--allow-empty", "--message", "x")
+    main.require_git()
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(InputError, match=r"(?s)git refuses .*safe\.directory") as refused:
+        main.require_git()
+    assert "git init" not in str(refused.value)
+    monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER")
+    git("config", "user.useConfigOnly", "true")
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.delenv(f"GIT_{name}_NAME")
+        monkeypatch.delenv(f"GIT_{name}_EMAIL")
+    with pytest.raises(InputError, match=r"git config --global user.name .* git config --global user.email"):
+        main.require_git()
+
+
+def test_a_value_may_look_like_a_flag():
+    words = ["--generate", "--prompt", "-x", "--stop", "--", "--steps=3"]
+    assert main.joined(words) == ["--generate", "--prompt=-x", "--stop=--", "--steps=3"]
+    assert main.make_parser().parse_args(main.joined(words)).prompt == "-x"
+
+
+def test_the_default_prompt_is_known_to_be_params_yamls(project):
+    with pytest.raises(InputError, match=r"'The ', from params.yaml, .* such as --prompt A"):
+        main.generate({})
+
+
+def test_during_a_training_a_missing_model_is_explained(project):
+    (project / "models").rename(project / "elsewhere")
+    with pytest.raises(InputError, match="train a model"):
+        main.generate({"prompt": "A"})
+    (project / ".checkpoints").mkdir()
+    with training_lock(project, "x"), pytest.raises(InputError, match="while a training is under way"):
+        main.generate({"prompt": "A"})
+
+
+def test_a_terminal_shows_a_question_mark_for_what_it_lacks(project):
+    code = f"import main, pathlib; main.MODEL = pathlib.Path('{main.MODEL}'); main.main()"
+    for encoding in ("ascii", "latin-1"):
+        done = subprocess.run(
+            [
+                main.sys.executable,
+                "-c",
+                code,
+                *["--generate", "--prompt", "A☃", "--stop", "Z", "--max_new_tokens", "3"],
+            ],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(b"A?")
+        assert b"stop: the model never saw 'Z' (U+005A), so it never stops there" in done.stderr
