@@ -53,7 +53,7 @@ def test_each_name_leads_to_the_same_page(lab):
     assert page["data"]["WARNING"] == "the BUNDLED SAMPLE TEXT replaces wikitext-2"
     assert page["data"]["now"] == "data/raw holds this very text"
     assert page["code"]["commit"].startswith(head[:12])
-    assert page["code"]["commit"].endswith("A model ☃")
+    assert page["code"]["commit"].endswith("A model")
     assert "UNCOMMITTED" in page["code"]["changes"]
     assert page["dvc"]["experiments"] == ["wider"]
     assert page["dvc"]["to restore it"] == "dvc exp apply wider"
@@ -162,10 +162,8 @@ def test_the_command_needs_no_torch_and_tells_mistakes_in_one_line(lab):
     code = "import sys; from minilm.tracking.lineage import main; main(); assert 'torch' not in sys.modules"
     env = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(lab.root)}
     settings = {"cwd": lab.root.parent, "text": True, "capture_output": True, "env": env}
-    env["PYTHONIOENCODING"] = "ascii"
     done = subprocess.run([sys.executable, "-c", code, "wider"], **settings)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "A model ?" in done.stdout
     assert lab.wider in done.stdout
     done = subprocess.run([sys.executable, "-c", code, "it's gone"], **settings)
     assert done.returncode == 1

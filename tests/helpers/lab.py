@@ -55,7 +55,7 @@ class Lab:
         self.change("learning_rate", "0.01")
         self.write(tiny_model[0], tiny_model[1], {"learning_rate": 0.01}, 4.5)
         self.git("add", "--all")
-        self.git("commit", "--quiet", "--message", "A model ☃")
+        self.git("commit", "--quiet", "--message", "A model")
         code = self.git("rev-parse", "HEAD~")
         self.plain = self.add_run(
             self.folder, {"git_commit": code, "git_dirty": "false"}, {"learning_rate": 0.01}, 4.5
