@@ -73,15 +73,15 @@ class DownloadParams(StageParams):
     allow_fallback: bool = _key(True, "train on the bundled sample text when the Hub cannot be reached")
     holdout_fraction: float = _key(0.1, "share of the text that each missing split takes", gt=0, le=0.4)
     holdout_blocks: Int = _key(1, "equal blocks of the text from whose ends it is taken", ge=1, le=10000)
+    init_from: str = _key(
+        "", "model folder whose weights and vocabulary training starts with; empty for none"
+    )
 
 
 class EncodeParams(StageParams):
     """How characters become numbers."""
 
     min_char_count: Count = _key(1, "rarer characters of the training split become the unknown character")
-    init_from: str = _key(
-        "", "model folder whose weights and vocabulary training starts with; empty for none"
-    )
 
 
 class TrainParams(StageParams):

@@ -1,10 +1,12 @@
-"""download: the text that `dataset` names -> data/raw/{train,validation,test}.txt and source.json."""
+"""download: the text that `dataset` names -> data/raw; the model of `init_from` -> data/initial_model."""
 
 import hashlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
+from minilm.checkpoint import CONFIG, INIT_FROM, TOKENIZER, WEIGHTS, read_info
 from minilm.data.corpus import LEAST_CHARACTERS, SAMPLE_FOLDER, is_hub_name, open_corpus
 from minilm.data.provenance import Source
 from minilm.errors import InputError
@@ -12,7 +14,7 @@ from minilm.files import all_or_nothing
 from minilm.params import load_params
 from stages import project_root, run
 
-RAW = Path("data/raw")
+RAW, INITIAL = Path("data/raw"), Path("data/initial_model")
 # A link to the local text that this stage may read: the bundled sample or one's own. DVC hashes its target,
 # and so notices when that changes, wherever it is.
 LOCAL_TEXT = Path("data/local_text")
@@ -53,8 +55,20 @@ def main() -> None:
         sha256 = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
         source = Source(params.dataset, corpus.origin, corpus.fallback_for, characters, sha256)
         source.save(new / "source.json")
+    copy_initial_model(params.init_from)
     point_to(path)
     print("download:", source, f"({corpus.reason})" if corpus.reason else "")
+
+
+def copy_initial_model(init_from: str) -> None:
+    """Keep the model that training starts with: models/minilm, say, is gone when the train stage runs."""
+    with all_or_nothing(INITIAL) as new:
+        (new / INIT_FROM).write_text(init_from, encoding="utf-8")
+        if init_from:
+            folder = project_root() / Path(init_from).expanduser()
+            read_info(folder)
+            for name in (WEIGHTS, CONFIG, TOKENIZER):
+                shutil.copy(folder / name, new)
 
 
 def locate(dataset: str) -> Path:

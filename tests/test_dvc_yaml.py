@@ -21,6 +21,7 @@ NOT_A_DEPENDENCY = {
     "minilm/params.py": "its values are tracked key by key",
     "minilm/tracking/": "only logs",
     "minilm/training/fingerprint.py": "only names a training",
+    "minilm/training/memory.py": "only explains an error",
     "minilm/training/progress.py": "only shows progress",
     "stages/__init__.py": "only starts the stage and shows its errors",
 }

@@ -73,6 +73,7 @@ def test_loss_by_position_equals_a_loop_over_the_windows(tiny_model, text, width
             nats.append(F.cross_entropy(logits, ids[start + row.context]).item())
         assert row.characters == len(ends)
         assert row.loss == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+        assert row.deviation == pytest.approx(np.std(nats), abs=1e-5)
 
 
 class Fixed(MiniGPT):

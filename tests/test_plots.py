@@ -28,7 +28,9 @@ def losses(count):
 
 
 def positions(count):
-    return {"context": range(1, count + 1), "loss": [2 + 1 / n for n in range(1, count + 1)]}
+    contexts = range(1, count + 1)
+    losses = [2 + 1 / n for n in contexts]
+    return {"context": contexts, "loss": losses, "characters": [9] * count, "deviation": [1.5] * count}
 
 
 BINS = {

@@ -9,7 +9,8 @@ from minilm.params import FIELDS, STAGES
 # A change of each key that a run on the bundled sample bears.
 CHANGES = {
     "dataset": "minilm/data/sample_text/train.txt", "allow_fallback": "yes",
-    "holdout_fraction": "0.2", "holdout_blocks": "2", "min_char_count": "2", "init_from": "models/minilm",
+    "holdout_fraction": "0.2", "holdout_blocks": "2", "init_from": "models/minilm",
+    "min_char_count": "2",
     "block_size": "16", "embed_dim": "32", "num_heads": "4", "num_layers": "2", "mlp_ratio": "2",
     "position": "rope", "activation": "gelu", "normalization": "rmsnorm", "qk_norm": "true",
     "tied_embeddings": "false", "biases": "false", "attention_dropout": "0.1", "mlp_dropout": "0.1",

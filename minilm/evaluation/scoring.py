@@ -32,6 +32,7 @@ class PositionRow(NamedTuple):
     context: int  # characters before the predicted one in its window
     loss: float  # nats per character
     characters: int
+    deviation: float  # standard deviation of the characters' losses, in nats
 
 
 class KindRow(NamedTuple):
@@ -111,7 +112,8 @@ def evaluate(
     names = ["other", *map(kind_of, tokenizer.characters)]  # id 0 is the unknown character
     kinds = np.array([KINDS.index(name) for name in names])  # of each id, (V,)
     # Rows of sums: a sum's error stays below that of its terms.
-    by_position = np.zeros((2, min(model.config.block_size, max(0, len(tokens) - 1))))  # characters, nats
+    positions = min(model.config.block_size, max(0, len(tokens) - 1))
+    by_position = np.zeros((3, positions))  # characters, nats, squared nats
     by_kind = np.zeros((4, len(KINDS)))  # characters, nats, correct, correct among the five most likely
     by_confidence = np.zeros((3, BINS))  # characters, confidence, correct
     for log_probs, targets, scored in _predictions(model, tokens, context, batch_size, precision):
@@ -120,8 +122,8 @@ def evaluate(
         confidence, guesses = log_probs.max(-1)
         correct = guesses == targets
         near = (log_probs.topk(min(5, log_probs.shape[-1])).indices == targets[:, None]).any(-1)
-        positions = np.broadcast_to(np.arange(nats.shape[1]), nats.shape)
-        by_position += _sums(positions.ravel(), by_position.shape[1], nats.flatten())
+        places = np.broadcast_to(np.arange(nats.shape[1]), nats.shape)
+        by_position += _sums(places.ravel(), positions, nats.flatten(), nats.double().square().flatten())
         by_kind += _sums(kinds[targets.cpu().numpy()], len(KINDS), nats[scored], correct, near)
         confidence = confidence.exp()
         # A probability on an edge belongs to the bin below it; a device's rounding may get past 1.
@@ -140,8 +142,10 @@ def evaluate(
         calibration_error=float(np.abs(confidence_sums - correct_sums).sum()) / predictions,
         unknown_char_rate=float(np.count_nonzero(tokens == UNKNOWN_ID)) / len(tokens),
         by_position=[
-            PositionRow(context, nats / count, int(count))
-            for context, (count, nats) in enumerate(by_position.T.tolist(), start=1)
+            PositionRow(
+                context, nats / count, int(count), max(0, squares / count - (nats / count) ** 2) ** 0.5
+            )
+            for context, (count, nats, squares) in enumerate(by_position.T.tolist(), start=1)
         ],
         by_kind=[
             KindRow(kind, nats / count, correct / count, int(count), count / predictions)

@@ -44,6 +44,7 @@ def surprisal_page(evaluation: Mapping[str, Any], dataset: str) -> str:
             [visible(character), surprisal, [[visible(other), share] for other, share in candidates]]
             for character, surprisal, candidates in characters
         ],
+        running=[character if combines(character) else visible(character) for character in passage["text"]],
         most_bits=MOST_BITS,
         dataset=dataset,
     )
@@ -98,8 +99,12 @@ def visible(character: str) -> str:
         return _SIGNS[character]
     if not character.isprintable():
         return f"U+{ord(character):04X}"
-    # A combining character needs something to stand on.
-    return "\N{DOTTED CIRCLE}" + character if unicodedata.category(character[0])[0] == "M" else character
+    return "\N{DOTTED CIRCLE}" + character if combines(character) else character
+
+
+def combines(character: str) -> bool:
+    """Whether it is shown with the character before it, and needs something to stand on where it is alone."""
+    return unicodedata.category(character[0]).startswith("M")
 
 
 def percent(share: float) -> str:

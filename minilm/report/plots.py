@@ -62,19 +62,31 @@ def loss_curves(table: Table, path: Path) -> None:
 
 
 def loss_by_position(table: Table, path: Path) -> None:
-    """Draw the loss over how many characters the model could look back on: reports/loss_by_position.csv."""
-    contexts = table["context"]
+    """Draw the loss over how many characters the model could look back on: reports/loss_by_position.csv.
+
+    Contexts are joined in two bins an octave. The band is the mean's standard error, by the spread in a bin.
+    """
+    contexts, losses, characters, deviations = (
+        np.array(table[name], float) for name in ("context", "loss", "characters", "deviation")
+    )
+    bins = np.ceil(2 * np.log2(contexts))
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    count, context, nats, squares = (
+        np.add.reduceat(characters * values, starts)
+        for values in (np.ones_like(losses), contexts, losses, losses**2 + deviations**2)
+    )
+    context, loss = context / count, nats / count
+    error = np.sqrt(np.maximum(squares / count - loss**2, 0) / count)
     with _picture(path, 8, 5) as figure:
         axes = figure.subplots()
-        marker = "o" if len(contexts) <= MOST_MARKERS else None
-        axes.plot(contexts, table["loss"], color=BLUE, marker=marker)
-        axes.set(xlabel="context (characters before the predicted one)", ylabel="loss (nats per character)")
-        if len(contexts) > 16:
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-            axes.set_xlabel("context (characters before the predicted one, logarithmic)")
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.fill_between(context, loss - error, loss + error, color=BLUE, alpha=0.25, linewidth=0)
+        axes.plot(context, loss, color=BLUE, marker="o")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.set(
+            xlabel="context (characters before the predicted one, logarithmic)",
+            ylabel="loss (nats per character)",
+        )
 
 
 def calibration(table: Table, path: Path, error: float) -> None:
