@@ -9,8 +9,9 @@ from minilm import checkpoint
 from minilm.data.batches import open_tokens
 from minilm.data.provenance import Source
 from minilm.data.tokenizer import CharTokenizer
-from minilm.device import choose_precision, describe_environment
+from minilm.device import choose_device, choose_precision, describe_environment
 from minilm.model.config import ModelConfig
+from minilm.model.cpu_kernels import prepare_compiler
 from minilm.model.gpt import MiniGPT
 from minilm.params import Params, load_params
 from minilm.tracking.run import NullRun, live_run
@@ -29,6 +30,8 @@ MODEL, REPORTS = Path("models/minilm"), Path("reports")
 def main() -> None:
     """Train a model of the shape in params.yaml and write its folder."""
     params = load_params("params.yaml")
+    if params.train.compile:
+        prepare_compiler(choose_device(params.train.device))  # refuses before an MLflow run begins
     with join_workers(params.train.device) as workers:
         train_model(params, workers)
 

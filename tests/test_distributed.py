@@ -25,6 +25,7 @@ PARAMS = {
     "grad_accumulation": "1",
     "keep": "last",
     "sharding": "none",
+    "compile": "false",
     "checkpoint_interval": "60",
 }
 
@@ -146,3 +147,11 @@ def test_what_cannot_be_divided_is_refused_in_one_line(alone):
     alone.set(**PARAMS | {"launcher": "python", "sharding": "fsdp"})
     output = alone.dvc("repro", ok=False)
     assert "error: sharding: fsdp needs processes; set launcher to torchrun" in output
+
+
+def test_without_a_compiler_no_run_begins(alone):
+    alone.set(**PARAMS | {"launcher": "python", "compile": "true"})
+    runs = len(alone.mlflow_runs())
+    output = alone.run("python", "-m", "stages.train", ok=False, CXX="/nonexistent/g++").stdout
+    assert "error: compile: the C++ compiler '/nonexistent/g++' is missing" in output
+    assert len(alone.mlflow_runs()) == runs

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import psutil
@@ -76,6 +77,17 @@ def test_after_any_step_it_resumes_to_the_same_end(tmp_path, values):
         again, same_weights = run(params, resumed)
         assert again == curve
         assert all(torch.equal(p, q) for p, q in zip(weights, same_weights, strict=True))
+
+
+def test_saving_and_loading_make_no_copy_of_the_state(tmp_path):
+    snapshots, state = Snapshots(tmp_path, 1), {"weights": torch.arange(2_000_000.0)}  # 8 MB
+    tracemalloc.start()  # of Python's memory, not of tensors
+    snapshots.save(1, state)
+    loaded = snapshots.load()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert torch.equal(loaded["weights"], state["weights"])
+    assert peak < 4e6
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):

@@ -6,7 +6,6 @@ stops, one whole checkpoint is there.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -52,15 +52,15 @@ class Snapshots:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the checkpoint after `step`; it and the one before it stay."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getvalue()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / INPUTS).write_text(json.dumps(self.inputs))
         unfinished = self.folder / "unfinished"
-        with unfinished.open("wb") as file:
-            file.write(hashlib.sha256(content).hexdigest().encode())
-            file.write(content)
+        with unfinished.open("w+b") as file:
+            file.write(bytes(DIGEST_LENGTH))
+            torch.save(state, file)
+            digest = _digest(file)
+            file.seek(0)
+            file.write(digest)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(self.folder / f"step-{step:010}")
@@ -73,10 +73,10 @@ class Snapshots:
         """The newest checkpoint that is undamaged, or None; damaged ones are reported and removed."""
         for path in reversed(self._files()):
             with suppress(FileNotFoundError):  # another process of this training has just removed it
-                whole = path.read_bytes()
-                digest, content = whole[:DIGEST_LENGTH], whole[DIGEST_LENGTH:]
-                if hashlib.sha256(content).hexdigest().encode() == digest:
-                    return torch.load(io.BytesIO(content), "cpu", weights_only=True)
+                with path.open("rb") as file:
+                    if file.read(DIGEST_LENGTH) == _digest(file):
+                        file.seek(DIGEST_LENGTH)
+                        return torch.load(file, "cpu", weights_only=True)
                 path.unlink()
                 print(
                     f"WARNING: {path} is damaged; training resumes from an earlier checkpoint, if any",
@@ -106,6 +106,12 @@ class Snapshots:
     def _files(self) -> list[Path]:
         """Oldest first."""
         return sorted(self.folder.glob("step-*"))
+
+
+def _digest(file: BufferedReader | BufferedRandom) -> bytes:
+    """The SHA-256 of what follows a checkpoint's digest, read in pieces: a checkpoint may be large."""
+    file.seek(DIGEST_LENGTH)
+    return hashlib.file_digest(file, "sha256").hexdigest().encode()
 
 
 @contextmanager
