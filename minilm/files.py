@@ -44,8 +44,8 @@ def all_or_nothing(folder: str | Path) -> Iterator[Path]:
 
 def replace_what_cannot_be_shown() -> None:
     """Let a terminal show a question mark for a character that its encoding lacks."""
-    for stream in (sys.__stdout__, sys.__stderr__):  # sys.stdout may be DVC's, around it
-        if isinstance(stream, TextIOWrapper):
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not so in a notebook
             stream.reconfigure(errors="replace")
 
 

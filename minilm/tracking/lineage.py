@@ -23,7 +23,7 @@ from dvc.api import DVCFileSystem
 
 from minilm.checkpoint import CONFIG, ModelInfo, parse_info, read_info
 from minilm.errors import InputError, UserError
-from minilm.files import SPLITS, replace_what_cannot_be_shown, sha256_of
+from minilm.files import SPLITS, sha256_of
 from minilm.params import FIELDS
 from minilm.tracking import store
 
@@ -252,7 +252,6 @@ class Lineage:
 
 def main() -> None:
     """Read the command line and print what was found."""
-    replace_what_cannot_be_shown()
     description = "Print where a model came from: parameters, data, code, DVC, MLflow, metrics."
     parser = argparse.ArgumentParser(prog="python -m minilm.tracking.lineage", description=description)
     parser.add_argument("model", help="a model folder, a run id, a DVC experiment, or a SHA-256 of weights")
@@ -261,7 +260,8 @@ def main() -> None:
     try:
         root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
         page = Lineage(root, arguments.model).page(arguments.all)
-        print(yaml.safe_dump(page, sort_keys=False, allow_unicode=True, width=100), end="")
+        shown = "utf" in (sys.stdout.encoding or "").lower()  # else YAML writes \\u2603
+        print(yaml.safe_dump(page, sort_keys=False, allow_unicode=shown, width=100), end="")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 
