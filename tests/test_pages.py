@@ -269,6 +269,7 @@ class TestReport:
         assert shown.all_text_contents() == ["The cat\n  sat", "The dog"]
         assert shown.locator("b").all_text_contents() == ["The ", "The "]
         assert tab.locator(".warning").inner_text() == "Oh & no"
+        assert 'The model was given "The " and continued it' in tab.inner_text("body")  # with its space
         assert 'temperature 0.8, stop ""' in tab.inner_text("body").replace("\xa0", " ")
 
     def test_warns_of_the_bundled_sample(self, show, pictures):

@@ -110,6 +110,29 @@ def test_loss_curves_draw_the_losses_and_the_learning_rate(figures, tmp_path):
     assert "step" in rates.get_xlabel()
 
 
+def test_contexts_are_joined_in_two_bins_an_octave_with_the_standard_error_of_all_in_them(figures, tmp_path):
+    drawn = np.random.default_rng(1).gamma(2.0, size=(8, 30))  # losses of 8 contexts
+    by_context = [losses[: 30 - 2 * context] for context, losses in enumerate(drawn)]
+    table = {
+        "context": range(1, 9),
+        "loss": [losses.mean() for losses in by_context],
+        "characters": [len(losses) for losses in by_context],
+        "deviation": [losses.std() for losses in by_context],
+    }
+    plots.loss_by_position(table, tmp_path / "a.png")
+    (axes,) = figures[0].axes
+    edges = [0, 1, 2, 4, 5, 8]  # contexts 1, 2, 3 to 4, 5, 6 to 8
+    bins = [np.concatenate(by_context[start:end]) for start, end in pairwise(edges)]
+    assert axes.lines[0].get_ydata() == pytest.approx([losses.mean() for losses in bins])
+    assert axes.lines[0].get_xdata()[:2] == pytest.approx([1, 2])
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    for x, losses in zip(axes.lines[0].get_xdata(), bins, strict=True):
+        found = {round(y, 9) for at, y in corners if at == pytest.approx(x)}
+        error = losses.std() / len(losses) ** 0.5
+        assert sorted(found) == pytest.approx([losses.mean() - error, losses.mean() + error])
+
+
 def test_kinds_are_sorted_and_tell_their_share(figures, tmp_path):
     plots.loss_by_kind(KINDS, tmp_path / "a.png")
     axes = figures[0].axes[0]
