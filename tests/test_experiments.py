@@ -126,14 +126,20 @@ def test_where_links_are_refused_it_says_so(tmp_path, monkeypatch):
 def test_a_sweep_over_own_texts_in_the_queue(fresh, tmp_path):
     (fresh.folder / "my book.txt").write_text("All work and no play. " * 40)
     (fresh.folder.parent / "other.txt").write_text("Only play. " * 80)
-    names = "'my book.txt',../other.txt"
-    fresh.dvc("exp", "run", "--queue", "-S", f"dataset={names}")
+    fresh.dvc("exp", "run", "--queue", "-S", "dataset='my book.txt',../other.txt", "encode")
     assert fresh.work_off_queue(jobs=2).count("Success") == 2
-    runs = {run.inputs.dataset_inputs[0].dataset.name: run for run in fresh.mlflow_runs()[:2]}
-    assert runs.keys() == {"my book.txt", "../other.txt"}
-    assert all("test_loss" in run.data.metrics for run in runs.values())
-    # Another time in a temporary folder: all comes from the cache, as the text is found and the same.
-    output = fresh.dvc("exp", "run", "--temp", "-S", "dataset=../other.txt")
+    refs = fresh._git("for-each-ref", "--sort=-creatordate", "--format=%(refname)", "refs/exps/*/*/*").split()
+    found = [
+        (
+            yaml.safe_load(fresh._git("show", f"{ref}:params.yaml"))["dataset"],
+            yaml.safe_load(fresh._git("show", f"{ref}:dvc.lock"))["stages"]["download"]["outs"][1]["size"],
+        )
+        for ref in refs[:2]
+    ]
+    assert {name for name, _ in found} == {"my book.txt", "../other.txt"}
+    assert len(dict(map(reversed, found))) == 2, "both experiments have the same text"
+    # Another time in a temporary folder: the text is found there too, and the same.
+    output = fresh.dvc("exp", "run", "--temp", "-S", "dataset=../other.txt", "encode")
     assert stages_run(output) <= {"download"}
 
 
