@@ -36,6 +36,7 @@ from minilm.training.progress import progress_bar
 from minilm.training.reports import Report
 from minilm.training.snapshots import Snapshots, checkpointing
 
+PEAKS_MEASURED = 3  # the highest counts: beside another busy process it is too low
 MEASURED_APART = 1000  # steps whose losses are tensors of their own, before they become one
 
 
@@ -73,11 +74,11 @@ def train(
     """
     keep_freed_memory()
     workers = workers or Workers(model.token_embedding.weight.device)
-    training = Training(model, train_tokens, val_tokens, params, workers)
     gpus = [workers.device] if workers.device.type == "cuda" else []
-    hooks = ([checkpointing(training, snapshots)] if snapshots else []) + [progress_bar(training)]
     with ExitStack() as stack:
         stack.enter_context(explain_lack_of_memory(model, params, workers.count))
+        training = Training(model, train_tokens, val_tokens, params, workers)
+        hooks = ([checkpointing(training, snapshots)] if snapshots else []) + [progress_bar(training)]
         stack.enter_context(torch.random.fork_rng(gpus))  # dropout draws from torch's global generators
         callbacks = [stack.enter_context(hook) for hook in hooks]
         report = report or (lambda _: None)
@@ -113,7 +114,7 @@ class Training:
         self.model, self.params, self.workers = model, params, workers
         self.train_tokens, self.val_tokens = train_tokens, val_tokens
         self.precision = choose_precision(params.precision, workers.device)
-        self.peak_flops = 0.0  # the highest matrix-product rate of all devices that was measured at a report
+        self.peaks: list[float] = []  # matrix-product rates of all devices, measured at the first reports
         self.characters_per_step = params.batch_size * model.config.block_size
         if params.compile:
             prepare_compiler(workers.device)
@@ -183,9 +184,8 @@ class Training:
         val_loss = mean_loss(self.model, _on_device(windows, self.workers), self.precision, self.workers)
         if not math.isfinite(val_loss):
             raise self._diverged(f"after step {self.step} the validation loss is {val_loss}")
-        # Beside another busy process a peak is too low, and measured again when that has ended.
-        peak = matmul_peak(self.workers.device, self.precision) * self.workers.count
-        self.peak_flops = max(self.peak_flops, peak)
+        if len(self.peaks) < PEAKS_MEASURED:
+            self.peaks.append(matmul_peak(self.workers.device, self.precision) * self.workers.count)
         latest = Report(
             self.step,
             train_loss,
@@ -193,7 +193,7 @@ class Training:
             self.optimizers[0].param_groups[0]["lr"],
             grad_norm,
             rate,
-            rate * self.model.flops_per_token / self.peak_flops,
+            rate * self.model.flops_per_token / max(self.peaks),
         )
         lowest = min((past.val_loss for past in self.reports), default=math.inf)
         if self.params.keep == "best" and val_loss < lowest:
