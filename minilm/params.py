@@ -104,6 +104,15 @@ class TrainParams(StageParams):
     mlp_dropout: Decay = _key(ModelConfig.mlp_dropout, "dropout on the MLP's output")
     logit_softcap: Limit = _key(ModelConfig.logit_softcap, "smooth limit of the logits' size; 0 means none")
     zero_init_projections: bool = _key(ModelConfig.zero_init_projections, "start residual branches at zero")
+    token_shift: Decay = _key(
+        ModelConfig.token_shift, "share of each part's input that comes from the character before"
+    )
+    ngram_embedding: Int = _key(
+        ModelConfig.ngram_embedding, "longest n-gram with an embedding of its own; 1 is none", ge=1, le=8
+    )
+    ngram_rows: Int = _key(
+        ModelConfig.ngram_rows, "most rows of an n-gram table; more n-grams are hashed", ge=1, le=2**24
+    )
     batch_size: Size = _key(32, "windows of block_size characters per step, on all devices together")
     grad_accumulation: Size = _key(1, "micro-batches per step, to save memory")
     optimizer: Literal["adamw", "muon"] = _key("adamw", "muon updates the blocks' matrices, AdamW the rest")

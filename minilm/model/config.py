@@ -36,11 +36,14 @@ class ModelConfig:
     mlp_dropout: float = 0.0
     logit_softcap: float = 0.0
     zero_init_projections: bool = False
+    token_shift: float = 0.0
+    ngram_embedding: int = 1
+    ngram_rows: int = 8192
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, names = getattr(self, field.name), get_args(field.type)
-            below = 1 if field.name.endswith("dropout") else math.inf
+            below = 1 if field.name.endswith(("dropout", "shift")) else math.inf
             if field.type is int and not (isinstance(value, int) and value >= 1):
                 raise InputError(f"{field.name} {value!r} must be a whole number from 1 on")
             if field.type is float and not 0 <= value < below:

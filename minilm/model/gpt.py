@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from minilm.errors import InputError
 from minilm.model.config import ModelConfig
 from minilm.model.cpu_kernels import fused_attention, relu
+from minilm.model.local_context import NGramEmbedding, token_shift
 from minilm.model.positions import (
     alibi_bias,
     alibi_slopes,
@@ -168,11 +169,16 @@ class TransformerBlock(nn.Module):
         self.attention = SelfAttention(config)
         self.mlp_norm = normalization(config, config.embed_dim)
         self.mlp = MLP(config)
+        self.token_shift = config.token_shift
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.attention(self.shift(self.attention_norm(x)))
+        return x + self.mlp(self.shift(self.mlp_norm(x)))
+
+    def shift(self, x: Tensor) -> Tensor:
+        """What a part reads, with a share of it from the position before: (B, T, C) -> (B, T, C)."""
+        return token_shift(x, self.token_shift) if self.token_shift else x
 
 
 class MiniGPT(nn.Module):
@@ -196,6 +202,10 @@ class MiniGPT(nn.Module):
             elif config.position == "sinusoidal":
                 table = sinusoidal_table(config.block_size, config.embed_dim)
                 self.register_buffer("position_table", table, persistent=False)
+            if config.ngram_embedding > 1:
+                self.ngram_embedding = NGramEmbedding(
+                    config.vocab_size, config.embed_dim, config.ngram_embedding, config.ngram_rows
+                )
             self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
             self.final_norm = normalization(config, config.embed_dim)
             if not config.tied_embeddings:
@@ -241,6 +251,8 @@ class MiniGPT(nn.Module):
             x = x + self.position_embedding.weight[:time]
         elif self.config.position == "sinusoidal":
             x = x + self.position_table[:time]
+        if self.config.ngram_embedding > 1:
+            x = x + self.ngram_embedding(ids)
         # In mixed precision the residual stream is in the lower one too, which saves casts at each part.
         return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
@@ -270,7 +282,7 @@ class MiniGPT(nn.Module):
         x, weights = self.embed(ids), []
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
-            query, key, _ = block.attention.project_qkv(block.attention_norm(x))
+            query, key, _ = block.attention.project_qkv(block.shift(block.attention_norm(x)))
             weights.append(block.attention.attention_weights(query, key))
             x = block(x)
         return torch.stack(weights)
