@@ -133,6 +133,10 @@ def test_every_other_shape_is_refused_and_nothing_is_written(tmp_path):
             {"activation": "swiglu", "logit_softcap": 30.0},
             "GPT-2 wants activation relu or gelu or relu2, not swiglu, and logit_softcap 0.0, not 30.0",
         ),
+        (
+            {"token_shift": 0.5, "ngram_embedding": 3},
+            "GPT-2 wants token_shift 0.0, not 0.5, and ngram_embedding 1, not 3",
+        ),
     ],
 )
 def test_what_does_not_map_is_named_with_what_would(settings, expected, tmp_path, command):

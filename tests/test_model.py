@@ -273,7 +273,13 @@ def test_a_later_character_changes_no_earlier_logit_in_every_combination(precisi
     ids = torch.randint(0, 11, (1, 12), generator=torch.Generator().manual_seed(8))
     for number, values in enumerate(EVERY_COMBINATION):
         model = randomized(
-            combination(values, logit_softcap=5.0 * (number % 2), tied_embeddings=number % 3 == 0)
+            combination(
+                values,
+                logit_softcap=5.0 * (number % 2),
+                tied_embeddings=number % 3 == 0,
+                token_shift=0.5 * (number % 5 > 2),
+                ngram_embedding=1 + number % 3,
+            )
         )
         for position in [number % 12] if number else range(12):
             changed = ids.clone()

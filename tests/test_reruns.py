@@ -15,6 +15,7 @@ CHANGES = {
     "position": "rope", "activation": "gelu", "normalization": "rmsnorm", "qk_norm": "true",
     "tied_embeddings": "false", "biases": "false", "attention_dropout": "0.1", "mlp_dropout": "0.1",
     "logit_softcap": "15", "zero_init_projections": "true",
+    "token_shift": "0.5", "ngram_embedding": "3", "ngram_rows": "100",
     "batch_size": "8", "grad_accumulation": "2", "optimizer": "muon", "learning_rate": "3e-3",
     "learning_rate_schedule": "cosine", "min_learning_rate_ratio": "0.2", "warmup_steps": "2",
     "adam_beta1": "0.8", "adam_beta2": "0.99", "weight_decay": "0", "grad_clip": "0", "steps": "5",

@@ -30,16 +30,18 @@ def _table(text: str) -> dict[str, dict[str, list[str]]]:
 
 # The values that map, for each setting of which some do not.
 _TAKES = _table("""
-setting        GPT-2       Persimmon  Llama    Qwen3
-position       learned     rope       rope     rope
-position       sinusoidal  -          -        -
-activation     relu        relu       swiglu   swiglu
-activation     gelu        gelu       -        -
-activation     relu2       relu2      -        -
-normalization  layernorm   layernorm  rmsnorm  rmsnorm
-qk_norm        false       -          false    true
-biases         -           -          -        false
-logit_softcap  0.0         0.0        0.0      0.0
+setting          GPT-2       Persimmon  Llama    Qwen3
+position         learned     rope       rope     rope
+position         sinusoidal  -          -        -
+activation       relu        relu       swiglu   swiglu
+activation       gelu        gelu       -        -
+activation       relu2       relu2      -        -
+normalization    layernorm   layernorm  rmsnorm  rmsnorm
+qk_norm          false       -          false    true
+biases           -           -          -        false
+logit_softcap    0.0         0.0        0.0      0.0
+token_shift      0.0         0.0        0.0      0.0
+ngram_embedding  1           1          1        1
 """)
 # Their names for our layers, for those of a block without the block's. Where one of ours is several there,
 # the names are in the order of our layer's rows. Qwen3 has Llama's.

@@ -26,7 +26,9 @@ from torch.nn import functional as F
 from minilm.errors import InputError
 from minilm.generation.config import Sampling
 from minilm.generation.sampling import gumbel_noise, limit
+from minilm.model.config import ModelConfig
 from minilm.model.gpt import MiniGPT, TransformerBlock
+from minilm.model.local_context import token_shift
 from minilm.model.positions import alibi_bias, alibi_slopes, rope_rotation, rotate
 
 # More at once are not faster: their keys and values no longer fit into a processor's cache.
@@ -115,9 +117,10 @@ class Decoder:
         self.length = 0  # characters in the cache
         self.dropped = 0  # characters that slid out of it
         self.recent: list[Tensor] = []  # ids, (B,) each, of what a window is filled again from
+        self.latest = torch.empty(0)  # ids of the n-grams that the next character ends, (B, N - 1)
         self.rotation = self._rotation()
         self.bias = self._bias()
-        self.functions = _Functions(model)
+        self.functions = _Functions(model, batch_size)
 
     def prefill(self, ids: Tensor) -> Tensor:
         """Start every text with the same characters, the latest block_size: (T,) -> logits (B, V)."""
@@ -139,14 +142,19 @@ class Decoder:
         batch, self.length = ids.shape
         self.recent = list(ids.unbind(1))
         functions, window = self.functions, slice(0, self.length)
+        for shift in functions.shifts:
+            shift.restart()
         x = functions.token_table.index_select(0, ids.flatten())  # (B T, C)
         if functions.position_table is not None:
             x += functions.position_table[window].repeat(batch, 1)
+        if self.config.ngram_embedding > 1:
+            x += self.model.ngram_embedding(ids).flatten(0, 1)
+            self.latest = F.pad(ids, (self.config.ngram_embedding, 0))[:, 1 - self.config.ngram_embedding :]
         for layer, view in zip(functions.layers, self._views(window), strict=True):
             qkv = layer.qkv(layer.attention_norm(x)).view(batch, self.length, 3, self.config.num_heads, -1)
             qkv = self._positioned(qkv.permute(2, 0, 3, 1, 4), layer, window)  # (3, B, H, T, D)
             view.slot.copy_(qkv[1:])
-            if layer is functions.layers[-1]:
+            if layer is functions.layers[-1] and not functions.shifts:
                 # Only the last character's output is wanted here, which takes the keys and values of all.
                 x = x.view(batch, self.length, -1)[:, -1]
                 gathered = _gather(qkv[0, :, :, -1].reshape(-1, 1, self.config.head_dim), view, self.scale)
@@ -154,6 +162,7 @@ class Decoder:
                 gathered = layer.attend(*qkv).transpose(1, 2)
             layer.add_projection(x, gathered.reshape(x.shape))
             layer.add_contraction(x, layer.activate(layer.expand(layer.mlp_norm(x))))
+        x = x.view(batch, -1, self.config.embed_dim)[:, -1]
         return self.model.softcap(functions.unembed(functions.final_norm(x)))
 
     def _append(self, ids: Tensor) -> Tensor:
@@ -169,6 +178,10 @@ class Decoder:
         x = functions.token_table.index_select(0, ids)  # (B, C)
         if functions.position_table is not None:
             x += functions.position_table[place]
+        if config.ngram_embedding > 1:
+            ending = torch.cat([self.latest, ids[:, None]], dim=1)  # (B, N)
+            x += self.model.ngram_embedding.embed(ending[:, None])[:, 0]
+            self.latest = ending[:, 1:]
         # Each takes time to make, and is of use whenever the window comes to this place.
         views = self.views[place] = self.views[place] or self._views(place)
         for layer, view in zip(functions.layers, views, strict=True):
@@ -248,7 +261,7 @@ class _View(NamedTuple):
 class _Functions:
     """The functions of a model's modules without the modules, whose bookkeeping takes as long as they do."""
 
-    def __init__(self, model: MiniGPT):
+    def __init__(self, model: MiniGPT, batch_size: int):
         self.token_table = _plain(model.token_embedding.weight)
         self.position_table = None
         if model.config.position == "learned":
@@ -256,8 +269,32 @@ class _Functions:
         elif model.config.position == "sinusoidal":
             self.position_table = model.position_table
         self.layers = [_Layer(block) for block in cast(Iterable[TransformerBlock], model.blocks)]
+        self.shifts: list[_Shift] = []
+        if model.config.shifted_channels:
+            for layer in self.layers:
+                layer.attention_norm = _Shift(layer.attention_norm, model.config, batch_size)
+                layer.mlp_norm = _Shift(layer.mlp_norm, model.config, batch_size)
+                self.shifts += [layer.attention_norm, layer.mlp_norm]
         self.final_norm = _norm(model.final_norm)
         self.unembed = partial(F.linear, weight=_plain(model.unembedding))
+
+
+class _Shift:
+    """`token_shift` after a normalization, of texts that come in pieces."""
+
+    def __init__(self, norm: Callable[[Tensor], Tensor], config: ModelConfig, batch_size: int):
+        self.norm, self.batch_size, self.channels = norm, batch_size, config.shifted_channels
+
+    def restart(self) -> None:
+        """The next piece is the beginning of the texts."""
+        self.before: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The next T characters of each text: (B T, C) -> (B T, C)."""
+        x = self.norm(x).view(self.batch_size, -1, x.shape[-1])
+        shifted = token_shift(x, self.channels, self.before)
+        self.before = x[:, -1:, : self.channels]
+        return shifted.flatten(0, 1)
 
 
 class _Layer:

@@ -68,3 +68,8 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.embed_dim // self.num_heads
+
+    @property
+    def shifted_channels(self) -> int:
+        """Channels that each part of a block reads from the position before."""
+        return round(self.token_shift * self.embed_dim)

@@ -169,7 +169,7 @@ class TransformerBlock(nn.Module):
         self.attention = SelfAttention(config)
         self.mlp_norm = normalization(config, config.embed_dim)
         self.mlp = MLP(config)
-        self.token_shift = config.token_shift
+        self.shifted_channels = config.shifted_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -178,7 +178,7 @@ class TransformerBlock(nn.Module):
 
     def shift(self, x: Tensor) -> Tensor:
         """What a part reads, with a share of it from the position before: (B, T, C) -> (B, T, C)."""
-        return token_shift(x, self.token_shift) if self.token_shift else x
+        return token_shift(x, self.shifted_channels) if self.shifted_channels else x
 
 
 class MiniGPT(nn.Module):

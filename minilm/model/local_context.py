@@ -8,65 +8,67 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HASHED = 2**32  # n-grams are hashed as 32-bit numbers
-MULTIPLIER = 2654435761  # near 2^32 divided by the golden ratio
 
+def token_shift(x: Tensor, channels: int, before: Tensor | None = None) -> Tensor:
+    """Take the first channels from the position before: (B, T, C) -> (B, T, C).
 
-def token_shift(x: Tensor, share: float) -> Tensor:
-    """Take a share of the channels from the position before, zeros at the first: (B, T, C) -> (B, T, C).
+    "RWKV: Reinventing RNNs for the Transformer Era" (Peng et al., 2023) mixes both positions in a learned
+    ratio; here, as in its predecessors, a channel is wholly of one of them.
 
-    "RWKV: Reinventing RNNs for the Transformer Era" (Peng et al., 2023), in the form of its predecessors:
-    each channel is wholly of one position.
+    Args:
+        x: (B, T, C).
+        channels: how many.
+        before: those of the position before the first, (B, 1, channels); None is zeros.
     """
-    shifted = shifted_channels(x.shape[-1], share)
-    before = F.pad(x[:, :-1, :shifted], (0, 0, 1, 0))  # (B, T, shifted)
-    return torch.cat([before, x[..., shifted:]], dim=-1)
-
-
-def shifted_channels(channels: int, share: float) -> int:
-    """How many of the channels `token_shift` takes from the position before."""
-    return round(share * channels)
+    if before is None:
+        before = x.new_zeros(len(x), 1, channels)
+    return torch.cat([torch.cat([before, x[:, :-1, :channels]], dim=1), x[..., channels:]], dim=-1)
 
 
 class NGramEmbedding(nn.Module):
-    """The sum of a learned vector for each n-gram that ends at a position: of 2, 3, ... `longest` characters.
+    """The sum of learned vectors for the n-grams that end at a position, of n = 2, 3, ... `longest` characters.
 
-    A table with a row for each possible n-gram, as counting models have it, where `rows` suffice; otherwise
-    several n-grams share a row ("Hash Embeddings for Efficient Word Representations", Svenstrup et al., 2017;
-    of byte n-grams in "Byte Latent Transformer", Pagnoni et al., 2024). Before the first position stands the
+    Each n has a table with a row for every possible n-gram, as counting models have it, if `rows` suffice;
+    otherwise n-grams share rows ("Hash Embeddings for Efficient Word Representations", Svenstrup et al., 2017;
+    for byte n-grams "Byte Latent Transformer", Pagnoni et al., 2024). Before the first position stands the
     unknown character, id 0.
 
     Args:
         vocab_size: V.
         channels: C.
-        longest: of n, at least 2.
+        longest: N, at least 2.
         rows: most rows of a table.
     """
 
+    powers: Tensor  # of V, (N,)
+    sizes: Tensor  # of the tables, (N - 1,)
+    offsets: Tensor  # where each table begins, (N - 1,)
+    exact: Tensor  # whether each table has a row for every n-gram, (N - 1,)
+
     def __init__(self, vocab_size: int, channels: int, longest: int, rows: int):
         super().__init__()
-        self.vocab_size = vocab_size
-        self.tables = nn.ModuleList(
-            nn.Embedding(min(vocab_size**n, rows), channels) for n in range(2, longest + 1)
-        )
+        self.longest = longest
+        sizes = torch.tensor([min(vocab_size**n, rows) for n in range(2, longest + 1)])
+        # Hashes are of 32 bits, so that larger powers are of no use.
+        powers = torch.tensor([vocab_size**n % 2**32 for n in range(longest)])
+        exact = torch.tensor([vocab_size**n <= rows for n in range(2, longest + 1)])
+        self.register_buffer("powers", powers, persistent=False)
+        self.register_buffer("sizes", sizes, persistent=False)
+        self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
+        self.register_buffer("exact", exact, persistent=False)
+        self.tables = nn.Embedding(int(sizes.sum()), channels)  # one after the other
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, C)."""
-        number, total = ids, torch.zeros((), device=ids.device)
-        for before, table in enumerate(self.tables, start=1):
-            # The characters of an n-gram are the digits of a number in base V, the last one first.
-            earlier = F.pad(ids[:, :-before], (before, 0))[:, : ids.shape[1]]
-            number = number + earlier * self.vocab_size**before
-            total = total + table(hashed(number, table.num_embeddings, self.vocab_size ** (before + 1)))
-        return total
+        return self.embed(F.pad(ids, (self.longest - 1, 0)).unfold(1, self.longest, 1))
 
-
-def hashed(numbers: Tensor, rows: int, count: int) -> Tensor:
-    """The rows of numbers below `count`, of any shape: themselves where the rows suffice, otherwise a hash.
-
-    Fibonacci hashing: multiply modulo 2^32 and take the highest bits ("The Art of Computer Programming",
-    section 6.4, Knuth, 1973).
-    """
-    if count <= rows:
-        return numbers
-    return numbers % HASHED * MULTIPLIER % HASHED * rows // HASHED
+    def embed(self, windows: Tensor) -> Tensor:
+        """Of the latest N characters, the newest last: (B, T, N) -> (B, T, C)."""
+        # An n-gram is a number of n digits in base V, the newest character being its last digit.
+        numbers = (windows.flip(-1) * self.powers).cumsum(-1)[..., 1:]  # (B, T, N - 1)
+        # Fibonacci hashing: times 2^32 divided by the golden ratio, of which the highest bits are taken
+        # ("The Art of Computer Programming", section 6.4, Knuth, 1973).
+        hashes = (numbers * 2654435761 % 2**32) * self.sizes >> 32
+        rows = torch.where(self.exact, numbers, hashes) + self.offsets
+        vectors = F.embedding_bag(rows.flatten(0, 1), self.tables.weight, mode="sum")  # (B T, C)
+        return vectors.view(*windows.shape[:2], -1)
