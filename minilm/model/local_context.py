@@ -26,12 +26,12 @@ def token_shift(x: Tensor, channels: int, before: Tensor | None = None) -> Tenso
 
 
 class NGramEmbedding(nn.Module):
-    """The sum of learned vectors for the n-grams that end at a position, of n = 2, 3, ... `longest` characters.
+    """The sum of learned vectors for the n-grams that end at a position, n from 2 to `longest`.
 
     Each n has a table with a row for every possible n-gram, as counting models have it, if `rows` suffice;
-    otherwise n-grams share rows ("Hash Embeddings for Efficient Word Representations", Svenstrup et al., 2017;
-    for byte n-grams "Byte Latent Transformer", Pagnoni et al., 2024). Before the first position stands the
-    unknown character, id 0.
+    otherwise n-grams share rows ("Hash Embeddings for Efficient Word Representations", Svenstrup et al.,
+    2017; for byte n-grams "Byte Latent Transformer", Pagnoni et al., 2024). Before the first position stands
+    the unknown character, id 0.
 
     Args:
         vocab_size: V.
