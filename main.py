@@ -29,11 +29,12 @@ def main() -> None:
     try:
         if arguments["recipe"] and arguments["train"]:
             overrides = load_recipe(RECIPES / f"{arguments['recipe']}.yaml") | overrides
+        if arguments["seconds"] and "steps" in overrides and arguments["steps"]:
+            parser.error("--seconds sets steps; give one of the two")
         if arguments["train"]:
-            sys.exit(train(overrides))
-        if arguments["recipe"]:
-            parser.error("--recipe goes with --train; the model in models/minilm is already trained")
-        if foreign := [key for key in overrides if key not in SampleParams.model_fields]:
+            sys.exit(train(overrides, arguments["seconds"]))
+        with_train = [key for key in ("recipe", "seconds") if arguments[key]]
+        if foreign := with_train + [key for key in overrides if key not in SampleParams.model_fields]:
             parser.error(f"--{foreign[0]} goes with --train; the model in models/minilm is already trained")
         generate(overrides)
     except BrokenPipeError:
@@ -49,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line: every key of params.yaml is a flag, described by the schema."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        usage="python main.py --train [--recipe modern] [--steps 500 --embed_dim 256 ...]\n"
+        usage="python main.py --train [--recipe modern] [--seconds 60] [--steps 500 --embed_dim 256 ...]\n"
         '       python main.py --generate [--prompt "The quick brown fox" --temperature 0.5 ...]',
         epilog="A flag that is not given takes its value from params.yaml. --train writes those that are "
         "given into params.yaml, as `dvc exp run -S` does.",
@@ -61,6 +62,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", choices=recipes, help="with --train: start from these parameters; other flags change them"
     )
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        metavar="X",
+        help="with --train: choose steps so that training takes about so long on this machine",
+    )
     described = set()
     for stage, cls in STAGES.items():
         group = parser.add_argument_group(stage + (" (also with --generate)" if cls is SampleParams else ""))
@@ -70,6 +77,13 @@ def make_parser() -> argparse.ArgumentParser:
                 text = f"{field.description} ({allowed(key)}; default {default_text(key)!r})"
                 group.add_argument(f"--{key}", metavar="X", help=text.replace("%", "%%"))
     return parser
+
+
+def _seconds(text: str) -> float:
+    """A time that is worth measuring."""
+    if not 1 <= (seconds := float(text)) <= 10**7:
+        raise ValueError
+    return seconds
 
 
 def joined(words: list[str]) -> list[str]:
@@ -83,8 +97,12 @@ def joined(words: list[str]) -> list[str]:
     return found
 
 
-def train(overrides: dict[str, str]) -> int:
-    """Write the overrides into params.yaml and run the experiment; returns DVC's exit status."""
+def train(overrides: dict[str, str], seconds: float | None) -> int:
+    """Write the overrides into params.yaml and run the experiment; returns DVC's exit status.
+
+    With `seconds`, the number of steps that take about so long is measured first and written there too, so
+    that the result can be reproduced from params.yaml like any other.
+    """
     if "dataset" in overrides:
         overrides["dataset"] = as_seen_from_root(overrides["dataset"])
     params = load_params(PARAMS, overrides)
@@ -94,7 +112,19 @@ def train(overrides: dict[str, str]) -> int:
     )
     # The stages are started as `python`: the one that runs this.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return run_to_its_end([sys.executable, "-m", "dvc", "exp", "run"], {**os.environ, "PATH": path})
+    env = {**os.environ, "PATH": path}
+    if seconds:
+        if status := run_to_its_end([sys.executable, "-m", "dvc", "repro", "encode"], env):
+            return status
+        command = [*shlex.split(params.train.launcher), "-m", "stages.steps", str(seconds)]
+        measured = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+        if measured.returncode:
+            return measured.returncode
+        steps = int(measured.stdout.split()[-1])
+        load_params(PARAMS, {"steps": str(steps)})  # they may be too few for warmup_steps
+        write_params({"steps": steps})
+        print(f"{steps:,} steps take about {seconds:g} s here; steps in params.yaml is now {steps}")
+    return run_to_its_end([sys.executable, "-m", "dvc", "exp", "run"], env)
 
 
 def require_git() -> None:
@@ -131,9 +161,11 @@ def run_to_its_end(command: list[str], env: dict[str, str]) -> int:
 
     # In a group of its own, so that signals reach it from here alone.
     dvc = subprocess.Popen(command, cwd=ROOT, env=env, process_group=0)
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
-    return dvc.wait() and (130 if received else dvc.returncode)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    dvc.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return dvc.returncode and (130 if received else dvc.returncode)
 
 
 def as_seen_from_root(dataset: str) -> str:
