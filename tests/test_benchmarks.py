@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench
+from benchmarks import bench, ladder
 from benchmarks.plain import PlainGPT
-from minilm import MiniGPT, ModelConfig
+from minilm import MiniGPT, ModelConfig, train
+from minilm.params import load_params
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,3 +39,33 @@ def test_the_machine_is_named_where_the_kernel_does_not_tell_the_processor(tmp_p
     assert f" cores of {platform.machine()} (" in bench.conditions()  # as on macOS
     bench.CPUINFO.write_text("processor : 0\n")
     assert f" cores of {platform.machine()} (" in bench.conditions()  # as on ARM
+
+
+def test_a_ladder_trains_each_candidate_with_each_seed_and_pairs_them():
+    data = ladder.split("to be or not to be, that is the question. " * 100)
+    shape = {"embed_dim": "8", "num_heads": "1", "block_size": "16", "batch_size": "4", "eval_batches": "0"}
+    params = load_params(ROOT / "params.yaml", shape | {"steps": "6"}).train
+    candidates = {ladder.RECIPE: params, "faster": params.model_copy(update={"learning_rate": 0.01})}
+    trials = [
+        ladder.trial(name, params, seed, data) for seed in (1, 2) for name, params in candidates.items()
+    ]
+    model = MiniGPT(ModelConfig.from_params(data.vocab_size, params), seed=2)
+    expected = train(model, *data[:2], params.model_copy(update={"seed": 2}))[-1].val_loss
+    assert trials[2][:4] == (ladder.RECIPE, 2, 6, 6 * 4 * 16)
+    assert trials[2].val_loss == expected
+    header, _, recipe, faster = ladder.table(trials).splitlines()
+    differences = [trials[1].val_loss - trials[0].val_loss, trials[3].val_loss - trials[2].val_loss]
+    assert f" {sum(differences) / 2:+.4f} |" in faster
+    assert recipe.count("|") == faster.count("|") == header.count("|")
+    wide = {"narrow": params, "wide": params.model_copy(update={"batch_size": 400})}
+    narrow, wide = ladder.of_equal_time(wide, data, 10).values()
+    assert narrow.steps > wide.steps
+
+
+def test_the_interval_is_that_of_students_t():
+    # NIST/SEMATECH's table of the distribution: 2.776 for four degrees of freedom.
+    mean, low, high = ladder.paired_interval([1, 2, 3, 4, 5])
+    assert mean == 3
+    assert (low, high) == pytest.approx(
+        (3 - 2.776 * (2.5 / 5) ** 0.5, 3 + 2.776 * (2.5 / 5) ** 0.5), abs=1e-3
+    )
