@@ -30,16 +30,8 @@ SAMPLE_FOLDER = Path(__file__).parent / "sample_text"
 WIKITEXT = {name: f"hub:Salesforce/wikitext:{name}-raw-v1" for name in ("wikitext-2", "wikitext-103")}
 HUB_TIMEOUT = 6.0  # seconds in which the Hub must answer
 LEAST_CHARACTERS = 2  # of a split: the first is the context of the second, which is predicted
-# The usual names of the splits' files; `wiki.train.txt` counts as `train.txt`.
-FILE_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
+# Other usual names of the splits' files; `wiki.train.txt` counts as `train.txt`.
+OTHER_NAMES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
 
 Pieces = Callable[[], Iterator[str]]
 
@@ -57,9 +49,7 @@ class Corpus:
 def load_wikitext(split: str = "train", name: str = "wikitext-2", allow_fallback: bool = True) -> str:
     """One split of WikiText (Merity et al., 2016) as one string, its rows joined as they are.
 
-    Raises:
-        InputError: there is no such split or name; or the Hub cannot be reached, the local cache does
-            not have it, and the sample text is not allowed in its place.
+    Raises InputError if there is no such split or name, or as `open_corpus`.
     """
     if split not in SPLITS or name not in WIKITEXT:
         raise InputError(f"{name} {split}: take one of {', '.join(WIKITEXT)} and of {', '.join(SPLITS)}")
@@ -82,7 +72,7 @@ def open_corpus(
     Args:
         dataset: a key of WIKITEXT, hub:owner/name[:config], or the path of a text file or folder.
         holdout_fraction: share of the text that each missing split takes.
-        allow_fallback: take the bundled sample when the Hub cannot be reached.
+        allow_fallback: take the bundled sample when the Hub cannot be reached and the cache lacks it.
         holdout_blocks: equal blocks of the text from whose ends they take it.
         path: where the text file or folder lies, if not at `dataset`.
 
@@ -90,9 +80,9 @@ def open_corpus(
         InputError: there is no such dataset, it is no text, or it cannot be reached.
     """
     holdout = partial(_with_holdout, fraction=holdout_fraction, blocks=holdout_blocks)
-    if (path := path or Path(dataset)).exists() and not is_hub_name(dataset):
-        return Corpus(f"file:{dataset}", holdout(_own_splits(dataset, path)))
     if not is_hub_name(dataset):
+        if (path := path or Path(dataset)).exists():
+            return Corpus(f"file:{dataset}", holdout(_own_splits(dataset, path)))
         near = get_close_matches(dataset, WIKITEXT, n=1)
         raise InputError(
             f"dataset: there is no text file or folder {dataset!r} (looked at {path.absolute()}), and it is "
@@ -124,8 +114,7 @@ def sample_corpus(fallback_for: str | None = None, reason: str = "") -> Corpus:
 def read_text(path: Path) -> Iterator[str]:
     """The UTF-8 text of a file in pieces; a byte order mark is left out, line ends become newlines.
 
-    Raises:
-        InputError: it is not UTF-8, or holds NUL bytes, which no text does.
+    Raises InputError if it is not UTF-8, or holds NUL bytes, which no text does.
     """
     with path.open("rb") as file:
         text = TextIOWrapper(file, "utf-8-sig")
@@ -158,16 +147,15 @@ def _own_splits(dataset: str, path: Path) -> dict[str, Pieces]:
     files = [file for file in found if not any(p.startswith(".") for p in file.relative_to(path).parts)]
     if not files:
         raise InputError(f"dataset: folder {dataset} holds no .txt file")
+    splits: dict[str, Pieces] = {}
     for file in files:
         if not file.is_file():
             raise InputError(f"dataset: {file} is a link to a file that is not there")
-    names = [FILE_NAMES.get(file.stem.lower().rpartition(".")[2]) for file in files]
-    if not any(names):
+        name = file.stem.lower().rpartition(".")[2]
+        splits[OTHER_NAMES.get(name, name)] = partial(read_text, file)
+    if splits.keys().isdisjoint(SPLITS):
         return {"train": partial(_joined, files)}
-    splits: dict[str, Pieces] = {
-        name: partial(read_text, file) for name, file in zip(names, files, strict=True) if name
-    }
-    if "train" not in splits or len(splits) < len(files):
+    if "train" not in splits or len(splits) < len(files) or not splits.keys() <= set(SPLITS):
         listed = ", ".join(file.relative_to(path).as_posix() for file in files)
         raise InputError(
             f"dataset: folder {dataset} holds {listed}: where one file is named after a split, train.txt "
@@ -188,45 +176,37 @@ def _joined(files: list[Path]) -> Iterator[str]:
 
 def _with_holdout(splits: Mapping[str, Pieces], fraction: float, blocks: int) -> Mapping[str, Pieces]:
     """Give each missing split its share of each block of the training text, test the end of it."""
-    missing = [split for split in SPLITS if split not in splits]
-    if not missing:
+    sharing = ("train", *(split for split in SPLITS if split not in splits))
+    if sharing == ("train",):
         return splits
     text = splits["train"]
     length = sum(map(len, text()))
-    edges = [length * block // blocks for block in range(blocks + 1)]
-    ranges: dict[str, list[tuple[int, int]]] = {split: [] for split in ("train", *missing)}
-    for start, end in pairwise(edges):
-        share = int((end - start) * fraction)
-        kept = end - share * len(missing)
-        ranges["train"].append((start, kept))
-        for i, split in enumerate(missing):
-            ranges[split].append((kept + i * share, kept + (i + 1) * share))
-    return {s: partial(_cut, text, ranges[s]) if s in ranges else splits[s] for s in SPLITS}
+    # Where each stretch of the text ends, and which split has it.
+    stretches = [
+        (end - later * int((end - start) * fraction), split)
+        for start, end in pairwise(length * block // blocks for block in range(blocks + 1))
+        for later, split in zip(reversed(range(len(sharing))), sharing, strict=True)
+    ]
+    return {s: partial(_stretches_of, s, text, stretches) if s in sharing else splits[s] for s in SPLITS}
 
 
-def _cut(text: Pieces, ranges: list[tuple[int, int]]) -> Iterator[str]:
-    """The characters in each (start, stop), which follow one another."""
-    position, remaining = 0, list(ranges)
-    for piece in text():
-        end = position + len(piece)
-        while remaining and remaining[0][0] < end:
-            start, stop = remaining[0]
-            if part := piece[max(0, start - position) : max(0, stop - position)]:
+def _stretches_of(split: str, text: Pieces, stretches: list[tuple[int, str]]) -> Iterator[str]:
+    """The characters that the split has of the text."""
+    position, piece_start, piece, pieces = 0, 0, "", text()
+    for end, owner in stretches:
+        while position < end:
+            if position == piece_start + len(piece):
+                piece_start, piece = position, next(pieces)
+            part = piece[position - piece_start : end - piece_start]
+            position += len(part)
+            if owner == split:
                 yield part
-            if stop > end:
-                break
-            remaining.pop(0)
-        position = end
-        if not remaining:
-            return
 
 
 def _hub_splits(dataset: str) -> dict[str, Pieces]:
     """The splits of hub:owner/name[:config], from the Hub or from the local cache.
 
-    Raises:
-        ConnectionError: the Hub cannot be reached, and the cache does not have it.
-        InputError: the Hub has no such dataset, it cannot be read, or it holds no text.
+    Raises ConnectionError if neither is there, InputError if the dataset does not exist or is no text.
     """
     if not (parts := re.fullmatch("hub:([^/:]+/[^/:]+)(?::(.*))?", dataset)):
         raise InputError(f"dataset: {dataset!r} is not of the form hub:owner/name or hub:owner/name:config")

@@ -1,6 +1,6 @@
 """The live run of a training: its curves in MLflow while it runs.
 
-It only reports. A store that fails costs the training one warning; `make sync` adds later what is missing.
+A store that fails costs the training one warning; `make sync` adds later what is missing.
 """
 
 import logging
@@ -134,14 +134,13 @@ def live_run(root: Path, training: str, data: Source, params: Mapping[str, Any])
     run = LiveRun(root, training, data, params)
     try:
         yield run
+        run.end("FINISHED")
     except (KeyboardInterrupt, TrainingInterrupted):
         run.end("KILLED")
         raise
     except BaseException as error:
         run.end("FAILED", store.first_line(error))
         raise
-    else:
-        run.end("FINISHED")
 
 
 def interrupted_run(client: MlflowClient, experiment: str, root: Path, training: str) -> Run | None:

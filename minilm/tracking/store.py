@@ -47,29 +47,27 @@ def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
     """A client of the store, and the id of the experiment `minilm` in it, made if missing and `create`.
 
     Raises:
-        StoreUnavailable: a server does not answer, the store is missing and not to be made, or its path is
-            one that MLflow misreads.
+        StoreUnavailable: it does not answer, is missing and not to be made, or MLflow misreads its path.
         MlflowException: the server refuses.
     """
     uri, local = store_uri(root), f"sqlite:///{root / 'mlflow.db'}"
+    shown, database = without_password(uri), uri.removeprefix("sqlite:///")
     if uri == local and ("?" in local or unquote(local) != local):
         raise StoreUnavailable(f"MLflow misreads '?' and '%' in {root}; rename the folder")
     if uri.startswith("http"):
         try:
             requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT)
         except requests.RequestException as error:
-            reason = type(error).__name__
-            raise StoreUnavailable(f"{without_password(uri)} does not answer ({reason})") from None
-    missing = StoreUnavailable(f"there is no MLflow store at {without_password(uri)}; `dvc repro` makes one")
-    if uri.startswith("sqlite:///") and not create and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise missing
+            raise StoreUnavailable(f"{shown} does not answer ({type(error).__name__})") from None
     # Two processes that make mlflow.db at once destroy it.
     with FileLock(root / "mlflow.db.lock") if uri == local else nullcontext():
-        client = MlflowClient(uri)
-        if experiment := client.get_experiment_by_name(EXPERIMENT):
-            return client, experiment.experiment_id
+        # The client makes a database that is missing.
+        if create or database == uri or Path(database).is_file():
+            client = MlflowClient(uri)
+            if experiment := client.get_experiment_by_name(EXPERIMENT):
+                return client, experiment.experiment_id
         if not create:
-            raise missing
+            raise StoreUnavailable(f"there is no MLflow store at {shown}; `dvc repro` makes one")
         # In a queued experiment the working folder is temporary; the artifacts must outlive it.
         artifacts = (root / "mlruns").as_uri() if uri == local else None
         return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
@@ -92,6 +90,12 @@ def model_tags(model: ModelInfo) -> dict[str, str]:
     return digests | ({"initial_model_sha256": model.initial_sha256} if model.initial_sha256 else {})
 
 
+def data_tags(data: Source) -> dict[str, str]:
+    """Tags about the dataset."""
+    is_sample = str(data.origin == "sample").lower()
+    return {"data_source": data.origin, "data_sha256": data.sha256, "is_sample_text": is_sample}
+
+
 def origin_tags() -> dict[str, str]:
     """Tags that lead back to the code and the DVC experiment; what is unknown is left out."""
     commit, name = git("rev-parse", "HEAD"), os.environ.get("DVC_EXP_NAME")
@@ -110,12 +114,6 @@ def origin_tags() -> dict[str, str]:
     return {key: value for key, value in tags.items() if value}
 
 
-def data_tags(data: Source) -> dict[str, str]:
-    """Tags about the dataset."""
-    is_sample = str(data.origin == "sample").lower()
-    return {"data_source": data.origin, "data_sha256": data.sha256, "is_sample_text": is_sample}
-
-
 def environment_params(environment: Mapping[str, Any]) -> dict[str, Any]:
     """The environment by its names in MLflow; `precision` is a parameter, which may be `auto`."""
     return {"precision_used" if key == "precision" else key: value for key, value in environment.items()}
@@ -126,8 +124,8 @@ def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> 
     texts = {key: str(value)[:_LONGEST_PARAM] for key, value in params.items()}
     known = _latest_params(client.get_run(run_id))
     new = [Param(key, text) for key, text in texts.items() if key not in known]
-    changed = {key: text for key, text in texts.items() if known.get(key, text) != text}
-    client.log_batch(run_id, params=new, tags=[RunTag(f"latest.{key}", changed[key]) for key in changed])
+    changed = [RunTag(f"latest.{key}", text) for key, text in texts.items() if known.get(key, text) != text]
+    client.log_batch(run_id, params=new, tags=changed)
 
 
 def log_dataset(client: MlflowClient, run_id: str, data: Source) -> None:
@@ -149,13 +147,12 @@ def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None
 
 def note_experiment(client: MlflowClient, run: Run, name: str | None) -> None:
     """Note a DVC experiment that made the run's model, with the command that restores it."""
-    names = experiments_of(run)
-    if name and name not in names:
-        names.insert(0, name)
+    known = experiments_of(run)
+    names = known if name in known or not name else [name, *known]
+    tags = {"dvc_experiments": ", ".join(names)}
+    if run.data.tags.get("mlflow.note.content", _NOTE).startswith(_NOTE):  # else the user has written one
+        tags["mlflow.note.content"] = "\n\n".join(f"{_NOTE}: `dvc exp apply {name}`" for name in names)
     if names:
-        tags = {"dvc_experiments": ", ".join(names)}
-        if run.data.tags.get("mlflow.note.content", _NOTE).startswith(_NOTE):  # else the user has written one
-            tags["mlflow.note.content"] = "\n\n".join(f"{_NOTE}: `dvc exp apply {name}`" for name in names)
         set_tags(client, run.info.run_id, tags)
 
 
