@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from minilm.data.provenance import Source
 from minilm.data.tokenizer import CharTokenizer
 from minilm.errors import InputError
-from minilm.files import all_or_nothing, sha256_of
+from minilm.files import all_or_nothing, explained, sha256_of
 from minilm.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def save(
 def load(folder: str | Path, device: "torch.device | str" = "cpu") -> "tuple[MiniGPT, CharTokenizer]":
     """The model, in evaluation mode, and its tokenizer.
 
-    Raises:
-        InputError: the folder is missing or damaged, or its parts do not belong together.
+    Raises InputError if the folder is missing or damaged, or its parts do not belong together.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -99,17 +98,17 @@ def load(folder: str | Path, device: "torch.device | str" = "cpu") -> "tuple[Min
 def start_from(folder: Path, model: "MiniGPT") -> str:
     """Give the model the weights of the one in the folder; returns their SHA-256.
 
-    Raises:
-        InputError: as for `load`, or their configurations differ in more than what may change in training.
+    Raises InputError as `load`, or if their configurations differ in more than what may change in training.
     """
     initial, _ = load(folder)
     changeable = {"attention_dropout", "mlp_dropout", "logit_softcap", "zero_init_projections"}
     changeable |= set() if model.config.position == "learned" else {"block_size"}
-    theirs = asdict(initial.config)
     differing = [
-        f"{key} {theirs[key]}, not {value}"
-        for key, value in asdict(model.config).items()
-        if theirs[key] != value and key not in changeable
+        f"{key} {theirs}, not {ours}"
+        for (key, theirs), ours in zip(
+            asdict(initial.config).items(), asdict(model.config).values(), strict=True
+        )
+        if theirs != ours and key not in changeable
     ]
     if differing:
         raise InputError(f"init_from: the model to start with has {', and '.join(differing)}")
@@ -120,36 +119,30 @@ def start_from(folder: Path, model: "MiniGPT") -> str:
 def read_info(folder: str | Path) -> ModelInfo:
     """What the folder says of its model, after a check that all of it is there and undamaged.
 
-    Raises:
-        InputError: as for `load`.
+    Raises InputError as `load`.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS, TOKENIZER):
         if not (folder / name).is_file():
-            raise InputError(
-                f"{folder}: {name} is missing; train a model with `dvc repro` or get it with `dvc pull`"
-            )
+            remedy = "train a model with `dvc repro` or get it with `dvc pull`"
+            raise InputError(f"{folder}: {name} is missing; {remedy}")
     info = parse_info((folder / CONFIG).read_bytes(), folder)
     for name, digest in ((WEIGHTS, info.model_sha256), (TOKENIZER, info.tokenizer_sha256)):
         if sha256_of(folder / name) != digest:
-            raise InputError(
-                f"{folder}: {name} is damaged or of another model: its SHA-256 is not the one in {CONFIG}; "
-                f"{RESTORE}"
-            )
+            reason = f"is damaged or of another model: its SHA-256 is not the one in {CONFIG}"
+            raise InputError(f"{folder}: {name} {reason}; {RESTORE}")
     return info
 
 
 def parse_info(content: bytes, where: str | Path) -> ModelInfo:
     """What the content of a config.json says; `where` it was, for the message.
 
-    Raises:
-        InputError: it is damaged, or written by a version that knew other fields.
+    Raises InputError if it is damaged, or written by a version that knew other fields.
     """
-    try:
+    with explained(f"{where}: {CONFIG} is damaged", RESTORE):
         found = json.loads(content)
-    except ValueError as error:
-        raise InputError(f"{where}: {CONFIG} is damaged: {error}; {RESTORE}") from None
-    try:
+    remedy = "train again, or use that version"
+    with explained(f"{where}: {CONFIG} was written by another version of MiniLM", remedy):
         return ModelInfo(
             ModelConfig(**found["model"]),
             dict(found["params"]),
@@ -160,8 +153,3 @@ def parse_info(content: bytes, where: str | Path) -> ModelInfo:
             sha256_of(content),
             found.get("initial_sha256", ""),
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{where}: {CONFIG} was written by another version of MiniLM: {type(error).__name__}: {error}; "
-            "train again, or use that version"
-        ) from None

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ UNFINISHED = ".unfinished-minilm-"  # how the names of temporary folders begin, 
 def all_or_nothing(folder: str | Path) -> Iterator[Path]:
     """A temporary folder whose files move into `folder` when the block ends well.
 
-    If the block raises, what was in `folder` stays as it was. A killed process leaves its temporary folder,
-    which a later call removes when it is a day old and so nobody's.
+    If it raises, `folder` stays as it was. What a killed process leaves is removed a day later, as nobody's.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,33 +50,34 @@ def replace_what_cannot_be_shown() -> None:
 
 def sha256_of(content: str | Path | bytes) -> str:
     """The SHA-256 digest, in hexadecimal, of a file, given by its path, or of bytes."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with Path(content).open("rb") as file:
+    with BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object that a stage wrote; InputError if it is damaged."""
-    try:
+    with explained(f"{path} is damaged"):
         return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error}; `dvc repro` makes it again") from None
 
 
 def read_table(path: Path) -> dict[str, list[Any]]:
     """The columns of a CSV file that a stage wrote, numbers but for `kind`; InputError if it is damaged."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            names, *rows = csv.reader(file)
+    with explained(f"{path} is damaged"), path.open(newline="", encoding="utf-8") as file:
+        names, *rows = csv.reader(file)
         columns = dict(zip(names, zip(*rows, strict=True), strict=True))
         return {name: list(cells if name == "kind" else map(float, cells)) for name, cells in columns.items()}
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path} is damaged: {error}; `dvc repro` makes it again") from None
 
 
-def read_pieces(path: str | Path, size: int = 1 << 20) -> Iterator[str]:
-    """The characters of a UTF-8 file as they are, `size` at a time, so that memory does not grow with it."""
+def read_pieces(path: str | Path) -> Iterator[str]:
+    """The characters of a UTF-8 file as they are, in pieces, so that memory does not grow with it."""
     with Path(path).open(encoding="utf-8", newline="") as file:
-        while piece := file.read(size):
-            yield piece
+        yield from iter(lambda: file.read(1 << 20), "")
+
+
+@contextmanager
+def explained(said: str, remedy: str = "`dvc repro` makes it again") -> Iterator[None]:
+    """Let what reading a damaged file raises become an InputError that says what is wrong and what to do."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{said}: {type(error).__name__}: {error}; {remedy}") from None

@@ -25,20 +25,15 @@ _WINDOWS_AT_ONCE = 8  # of such a file
 def open_tokens(path: str | Path) -> Ids:
     """The token file as an array on disk, (tokens,): what is not used is not read.
 
-    Raises:
-        InputError: there is no such file, or it is damaged.
+    Raises InputError if there is no such file, or it is damaged.
     """
     try:
         tokens = np.lib.format.open_memmap(path, mode="r")
         if tokens.dtype.kind != "u" or tokens.ndim != 1:
             raise ValueError(f"it holds {tokens.dtype} of shape {tokens.shape}")
         return tokens
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; `dvc repro encode` makes it") from None
-    except ValueError as error:
-        raise InputError(
-            f"{path}: not a file of token ids: {error}; `dvc repro encode` makes it again"
-        ) from None
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"{path}: not a file of token ids: {error}; `dvc repro encode` makes it") from None
 
 
 @dataclass(frozen=True)

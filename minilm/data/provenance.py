@@ -4,8 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from minilm.errors import InputError
-from minilm.files import read_json
+from minilm.files import explained, read_json
 
 
 @dataclass(frozen=True)
@@ -24,17 +23,10 @@ class Source:
 
     @classmethod
     def load(cls, path: Path) -> "Source":
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: it is damaged, or written by a version that knew other fields.
-        """
-        try:
-            return cls(**read_json(path))
-        except TypeError as error:
-            raise InputError(
-                f"{path} was written by another version of MiniLM: {error}; `dvc repro` makes it again"
-            ) from None
+        """Read what `save` wrote; InputError if it is damaged, or of a version that knew other fields."""
+        content = read_json(path)
+        with explained(f"{path} was written by another version of MiniLM"):
+            return cls(**content)
 
     def __str__(self) -> str:
         """One line for the user; loud where the sample text replaces a dataset."""

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minilm.errors import InputError
+from minilm.files import explained, read_json
 
 UNKNOWN_ID = 0
 UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # Unicode's own sign for what cannot be shown
@@ -77,18 +78,10 @@ class CharTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "CharTokenizer":
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: the file is missing or holds no vocabulary.
-        """
-        try:
-            characters = json.loads(Path(path).read_text(encoding="utf-8"))["characters"]
+        """Read what `save` wrote; InputError if the file holds no vocabulary."""
+        with explained(f"{path}: not a saved tokenizer", "`dvc repro` makes one"):
+            characters = read_json(Path(path))["characters"]
             tokenizer = cls(characters)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a saved tokenizer: {error}; `dvc repro` makes one") from None
         if tokenizer.characters != characters:
             raise InputError(f"{path}: its characters are not in order; the ids would change their meaning")
         return tokenizer
