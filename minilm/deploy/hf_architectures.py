@@ -8,8 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minilm.errors import InputError
 from minilm.model.config import ModelConfig
@@ -62,7 +61,9 @@ mlp.expand            mlp.c_fc          mlp.dense_h_to_4h          mlp.gate_proj
 mlp.expand            -                 -                          mlp.up_proj
 mlp.projection        mlp.c_proj        mlp.dense_4h_to_h          mlp.down_proj
 final_norm            transformer.ln_f  model.final_layernorm      model.norm
+head                  lm_head           lm_head                    lm_head
 """)
+_PATH = re.compile(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -76,22 +77,13 @@ class Architecture:
         """Its name in transformers."""
         return self.name.lower().replace("-", "")
 
-    def misfits(self, config: ModelConfig) -> list[str]:
-        """A phrase for each setting that does not map, with the values that would."""
-        found = {key: text_of(getattr(config, key)) for key in _TAKES[self.name]}
-        return [
-            f"{key} {' or '.join(values)}, not {found[key]}"
-            for key, values in _TAKES[self.name].items()
-            if found[key] not in values
-        ]
-
     def configuration(self, model: MiniGPT) -> dict[str, Any]:
         """The keyword arguments of its configuration class."""
         config = model.config
         hidden = model.blocks[0].mlp.projection.in_features  # type: ignore[union-attr]
-        rope = {"rope_type": "default", "rope_theta": 10000.0}
         # transformers calls GPT-2's tanh approximation by another name.
         activation = "gelu_new" if config.activation == "gelu" else config.activation
+        rope = {"rope_type": "default", "rope_theta": 10000.0}
         common: dict[str, Any] = {
             "vocab_size": config.vocab_size,
             "hidden_size": config.embed_dim,
@@ -129,42 +121,34 @@ class Architecture:
 
     def weights(self, model: MiniGPT) -> dict[str, Tensor]:
         """The model's weights under the architecture's names, in its layout."""
-        config, layers = model.config, _LAYERS["Llama" if self.name == "Qwen3" else self.name]
-        theirs = {"lm_head.weight": model.unembedding}
-        if config.position == "sinusoidal":
-            theirs["transformer.wpe.weight"] = model.position_table
-        for path, layer in model.named_modules():
-            weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-            if weight is None or path == "head":
-                continue
-            number, ours = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)", path).groups()  # type: ignore[union-attr]
-            block = "" if number is None else f"{layers['blocks'][0]}.{number}."
-            if bias is None and config.normalization == "layernorm" and not isinstance(layer, nn.Embedding):
-                bias = torch.zeros(len(weight))  # GPT-2 and Persimmon have one in each LayerNorm and Linear
-            if self.name == "GPT-2" and isinstance(layer, nn.Linear):
-                weight = weight.T  # its blocks' matrices are (in, out)
-            if bias is not None and self.name == "Persimmon" and ours == "attention.qkv":
+        layers = _LAYERS["Llama" if self.name == "Qwen3" else self.name]
+        ours = {**dict(model.named_parameters()), "head.weight": model.unembedding}
+        if model.config.position == "sinusoidal":
+            ours["position_embedding.weight"] = model.position_table
+        theirs = {}
+        for path, tensor in ours.items():
+            number, layer, kind = _PATH.fullmatch(path).groups()  # type: ignore[union-attr]
+            block = f"{layers['blocks'][0]}.{number}." if number else ""
+            if self.name == "GPT-2" and number and tensor.ndim == 2:
+                tensor = tensor.T  # its blocks' matrices are (in, out)
+            if self.name == "Persimmon" and layer == "attention.qkv":
                 # It groups the rows by head.
-                weight, bias = (
-                    rows.unflatten(0, (3, config.num_heads, -1)).transpose(0, 1).flatten(0, 2)
-                    for rows in (weight, bias)
-                )
-            for kind, tensor in (("weight", weight), ("bias", bias)):
-                if tensor is not None:
-                    parts = tensor.chunk(len(layers[ours]))
-                    theirs |= {
-                        f"{block}{name}.{kind}": part for name, part in zip(layers[ours], parts, strict=True)
-                    }
-        return {name: tensor.detach().contiguous() for name, tensor in theirs.items()}
+                tensor = tensor.unflatten(0, (3, model.config.num_heads, -1)).transpose(0, 1).flatten(0, 2)
+            for name, part in zip(layers[layer], tensor.chunk(len(layers[layer])), strict=True):
+                theirs[f"{block}{name}.{kind}"] = part.detach().contiguous()
+        return theirs
 
 
 def stock_architecture(config: ModelConfig) -> Architecture:
-    """The architecture that this shape maps to.
-
-    Raises:
-        InputError: there is none; the message names what the nearest ones would accept.
-    """
-    misfits = {name: Architecture(name).misfits(config) for name in _TAKES}
+    """The architecture that this shape maps to; if none, InputError names what the nearest would accept."""
+    misfits = {
+        name: [
+            f"{key} {' or '.join(values)}, not {text_of(getattr(config, key))}"
+            for key, values in takes.items()
+            if text_of(getattr(config, key)) not in values
+        ]
+        for name, takes in _TAKES.items()
+    }
     fewest = min(map(len, misfits.values()))
     nearest = {name: phrases for name, phrases in misfits.items() if len(phrases) == fewest}
     if not fewest:

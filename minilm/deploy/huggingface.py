@@ -39,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def export(folder: Path, out: Path) -> str:
     """Write the model in `folder` to `out`, whole or not at all; returns one line that describes the result.
 
-    Raises:
-        InputError: the model folder is missing or damaged, its settings map to no stock architecture, `out`
-            is not empty, or transformers is not installed.
+    Raises InputError if the model folder is missing or damaged, its settings map to no stock architecture,
+    `out` is not empty, or transformers is not installed.
     """
     info = read_info(folder)
     try:
@@ -50,21 +49,22 @@ def export(folder: Path, out: Path) -> str:
         raise InputError(f"{folder}: {error}") from None
     if out.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{out} is in the model folder, which must stay as it is; name another folder")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out} exists already; name a new folder or an empty one")
     try:
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging
     except ImportError as error:
-        raise InputError(
-            f"this needs transformers ({error}): pip install -c constraints.txt -e '.[export]'"
-        ) from None
+        remedy = "pip install -c constraints.txt -e '.[export]'"
+        raise InputError(f"this needs transformers ({error}): {remedy}") from None
     logging.disable_progress_bar()
 
     model, tokenizer = load(folder)
     configuration = AutoConfig.for_model(architecture.model_type, **architecture.configuration(model))
     stock = AutoModelForCausalLM.from_config(configuration)
-    stock.load_state_dict(architecture.weights(model))
+    # Some architectures have a bias in each layer, whether the model has or not.
+    zeros = {name: 0 * tensor for name, tensor in stock.named_parameters() if name.endswith("bias")}
+    stock.load_state_dict(zeros | architecture.weights(model))
     stock.generation_config = GenerationConfig(
         do_sample=True,
         temperature=Sampling.temperature,

@@ -26,19 +26,11 @@ def model_card(
     num_parameters: int,
     metrics: Mapping[str, float],
 ) -> str:
-    """The card, in Markdown with YAML front matter.
-
-    Args:
-        info: the model's.
-        tokenizer: the model's.
-        architecture: the stock architecture of the export.
-        num_parameters: of the model.
-        metrics: by their keys in reports/metrics.json; empty if they are unknown.
-    """
+    """The card, in Markdown with YAML front matter; the metrics may be none."""
     prompt = "The "
     if tokenizer.unknown_characters(prompt) or info.config.block_size <= len(prompt):
         prompt = next(filter(str.isalpha, tokenizer.characters), tokenizer.characters[0])
-    kind, _, name = info.data.origin.partition(":")
+    kind, *hub = info.data.origin.split(":")
     template = Template(
         Path(__file__).with_suffix(".md").read_text(encoding="utf-8"),
         undefined=StrictUndefined,
@@ -51,8 +43,8 @@ def model_card(
         architecture=architecture,
         num_parameters=num_parameters,
         num_characters=len(tokenizer.characters),
-        hub=name.split(":") if kind == "hub" else [],
-        license=LICENSES.get(":".join(info.data.origin.split(":")[:2]), "unknown"),
+        hub=hub if kind == "hub" else [],
+        license=LICENSES.get(":".join([kind, *hub[:1]]), "unknown"),
         metrics=[(MEANINGS[key], value) for key, value in metrics.items()],
         hub_metrics=[
             (key.removeprefix("test_"), MEANINGS[key].name, value)
@@ -69,12 +61,11 @@ def find_metrics(folder: Path, model_sha256: str) -> dict[str, float]:
     """The metrics of a model folder PROJECT/models/NAME from PROJECT/reports, if they are this model's."""
     reports = folder.resolve().parent.parent / "reports"
     try:
-        evaluation = read_json(reports / "evaluation.json")
-        metrics = read_json(reports / "metrics.json")
+        is_this_model = read_json(reports / "evaluation.json")["model_sha256"] == model_sha256
+        metrics = read_json(reports / "metrics.json") if is_this_model else {}
     except OSError:
         return {}
-    is_this_model = evaluation["model_sha256"] == model_sha256
-    return {key: metrics[key] for key in MEANINGS if is_this_model and key in metrics}
+    return {key: metrics[key] for key in MEANINGS if key in metrics}
 
 
 def _lines(values: Mapping[str, Any]) -> str:
