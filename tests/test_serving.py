@@ -204,11 +204,11 @@ def test_texts_are_those_of_generate(address, generator, tiny_model, settings):
     prompts = [PROMPT, "fox", "dog\n"]
     expected = [minilm.generate(*tiny_model, prompt, **settings) for prompt in prompts]
     assert post(address, {"inputs": prompts, "params": settings}) == (200, {"predictions": expected})
-    assert "".join(generator.predict_stream(None, PROMPT, settings)) == expected[0]
+    assert "".join(generator.predict_stream(PROMPT, settings)) == expected[0]
 
 
 def test_streams_in_turns_do_not_disturb_each_other(generator, tiny_model):
-    streams = [generator.predict_stream(None, PROMPT, {"seed": seed}) for seed in range(3)]
+    streams = [generator.predict_stream(PROMPT, {"seed": seed}) for seed in range(3)]
     texts = ["".join(column) for column in zip(*zip(*streams, strict=True), strict=True)]
     assert texts == [minilm.generate(*tiny_model, PROMPT, seed=seed) for seed in range(3)]
 
@@ -222,12 +222,12 @@ def test_a_request_ends_after_its_time(generator, monkeypatch):
     prompts = pd.DataFrame([PROMPT])
     monkeypatch.setattr(pyfunc, "MAX_SECONDS", 0.05)
     with pytest.raises(MlflowException, match=r"not done within 0\.05 s") as refusal:
-        generator.predict(None, prompts, {"max_new_tokens": pyfunc.MAX_NEW_TOKENS})
+        generator.predict(prompts, {"max_new_tokens": pyfunc.MAX_NEW_TOKENS})
     assert refusal.value.get_http_status_code() == 503
     with generator.turn, pytest.raises(MlflowException, match="not done within"):
-        generator.predict(None, prompts, {"max_new_tokens": 1})
+        generator.predict(prompts, {"max_new_tokens": 1})
     monkeypatch.setattr(pyfunc, "MAX_SECONDS", 30.0)
-    assert generator.predict(None, prompts, {"max_new_tokens": 1})  # the next one has its turn
+    assert generator.predict(prompts, {"max_new_tokens": 1})  # the next one has its turn
 
 
 LIMITS = {

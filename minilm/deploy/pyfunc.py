@@ -48,7 +48,10 @@ PACKAGES = ("mlflow", "numpy", "safetensors", "torch")  # what the served model 
 
 
 class TextGenerator(PythonModel):
-    """Continues each prompt as `minilm.generate` does; the params are the fields of `Sampling`."""
+    """Continues each prompt as `minilm.generate` does.
+
+    The params are the fields of `Sampling`, whose defaults replace None and what is missing.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the model, once per process, and set torch's threads for it."""
@@ -62,22 +65,12 @@ class TextGenerator(PythonModel):
         # The server's threads take turns: two texts at once are not done sooner than one after the other.
         self.turn = Lock()
 
-    def predict(
-        self,
-        context: PythonModelContext,  # noqa: ARG002
-        model_input: pd.DataFrame,
-        params: dict[str, Any] | None = None,
-    ) -> list[str]:
-        """One text per prompt, the prompt first; all with the same params, the seed included.
+    # MLflow calls both without its context, since they do not name it.
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[str]:  # type: ignore[override]
+        """One text for each prompt in the first column, the prompt first; the seed is the same for all.
 
-        Args:
-            context: unused.
-            model_input: the prompts, in its first column.
-            params: settings by their names in `Sampling`, whose defaults replace None and what is missing.
-
-        Raises:
-            MlflowException: answered with status 400 for a prompt or param that is out of its range or beyond
-                a limit, with 503 if the texts are not done within MAX_SECONDS.
+        Raises MlflowException, which is answered with status 400 for a prompt or param that is out of its
+        range or beyond a limit, with 503 if the texts are not done within MAX_SECONDS.
         """
         end = time.monotonic() + MAX_SECONDS
         streams = self._streams(model_input.iloc[:, 0].tolist(), params)
@@ -94,12 +87,7 @@ class TextGenerator(PythonModel):
             error_code=TEMPORARILY_UNAVAILABLE,
         )
 
-    def predict_stream(
-        self,
-        context: PythonModelContext,  # noqa: ARG002
-        model_input: str,
-        params: dict[str, Any] | None = None,
-    ) -> Iterator[str]:
+    def predict_stream(self, model_input: str, params: dict[str, Any] | None = None) -> Iterator[str]:  # type: ignore[override]
         """Yield the text that `predict` returns for one prompt, piece by piece, without a time limit."""
         return self._streams([model_input], params)[0]
 
@@ -130,15 +118,8 @@ class TextGenerator(PythonModel):
 def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
     """Log a model folder as the MLflow model `model` of a run, whose status and end time stay as they are.
 
-    A run that has its model keeps it, so the call may be stopped anywhere and repeated.
-
-    Args:
-        client: of the store that holds the run; its address becomes MLflow's tracking URI.
-        run_id: the run's id.
-        folder: the model folder.
-
-    Raises:
-        MlflowException: the store is unavailable or has no such run.
+    A run that has its model keeps it, so the call may be stopped anywhere and repeated. The client's address
+    becomes MLflow's tracking URI.
     """
     run = client.get_run(run_id)
     if run.outputs and run.outputs.model_outputs:

@@ -94,19 +94,15 @@ def evaluate(
     batch_size: int = _WINDOWS_AT_ONCE,
     precision: torch.dtype = torch.float32,
 ) -> Evaluation:
-    """Score every character of `tokens` once, each with at least `context` characters before it.
+    """Score every character of `tokens`, (tokens,), once, each with at least `context` characters before it.
 
     Args:
         model: in evaluation mode.
         tokenizer: the model's.
-        tokens: (tokens,), at least 2.
-        context: less than block_size; None is half of block_size. More helps the model and is slower.
+        tokens: at least 2, else InputError.
+        context: less than block_size, else InputError; None is half of it. More helps but is slower.
         batch_size: windows at once at most; changes the result by rounding only.
-        precision: of the matrix products, float32 or bfloat16; what comes after the logits is in float32,
-            and sums are in float64.
-
-    Raises:
-        InputError: there are too few tokens, or the context is too long.
+        precision: of the matrix products; what comes after the logits is in float32, and sums in float64.
     """
     keep_freed_memory()
     names = ["other", *map(kind_of, tokenizer.characters)]  # id 0 is the unknown character
@@ -172,18 +168,10 @@ class Surprisals(NamedTuple):
 def surprisals(
     model: MiniGPT, tokens: Ids, context: int | None, first: int, count: int, candidates: int = 5
 ) -> Surprisals:
-    """The surprisal of `count` characters from index `first` on, or of as many as there are.
+    """The surprisal of `count` of the tokens, (tokens,), from index `first` on, or of as many as there are.
 
-    Args:
-        model: in evaluation mode.
-        tokens: (tokens,).
-        context: characters that each has before it at least, as in `evaluate`.
-        first: in [1, tokens): nothing comes before character 0.
-        count: at least 1.
-        candidates: most likely characters to return, if the vocabulary has so many.
-
-    Raises:
-        InputError: `first` or `context` is out of its range.
+    Nothing comes before character 0: InputError unless `first` is in [1, tokens). The model is in evaluation
+    mode and `context` as in `evaluate`; `candidates` are limited by the vocabulary.
     """
     if not 1 <= first < len(tokens):
         raise InputError(f"first: {first} must be from 1 to {len(tokens) - 1}")

@@ -57,19 +57,17 @@ def main() -> None:
 def rank(client: MlflowClient, experiment: str, data: str = "") -> list[Run]:
     """The finished runs that have the metric on the dataset whose SHA-256 begins with `data`, the best first.
 
-    Each model has one; empty `data` is that of the newest run.
-
-    Raises:
-        InputError: there is nothing to rank, or `data` is ambiguous.
+    Each model has one; empty `data` is that of the newest run. Raises InputError if there is nothing to rank,
+    or `data` is ambiguous.
     """
     finished = store.search_runs(client, experiment, "attributes.status = 'FINISHED'")
     tested = [run for run in finished if math.isfinite(run.data.metrics.get(METRIC, math.nan))]
     datasets = list(dict.fromkeys(run.data.tags.get("data_sha256", "unknown") for run in tested))
     chosen = [dataset for dataset in datasets if dataset.startswith(data)]
     if not chosen or (data and len(chosen) > 1):
+        where = f", on the datasets {', '.join(name[:12] for name in datasets)}" if datasets else ""
         raise InputError(
-            f"nothing to rank: {len(finished)} finished runs, of which {len(tested)} have {METRIC}"
-            + (f", on the datasets {', '.join(name[:12] for name in datasets)}" if datasets else "")
+            f"nothing to rank: {len(finished)} finished runs, of which {len(tested)} have {METRIC}{where}"
         )
     same_data = [run for run in tested if run.data.tags.get("data_sha256") == chosen[0]]
     models = {run.data.tags.get("model_sha256"): run for run in same_data}
@@ -123,11 +121,12 @@ def move_champion(client: MlflowClient, best: Run, champion: Run | None) -> str:
 
 def _champion(client: MlflowClient) -> Run | None:
     """The run whose model has the alias, if there is one."""
-    for model in client.search_registered_models(f"name = '{NAME}'"):
-        if ALIAS in model.aliases:
-            run = client.get_run(str(client.get_model_version_by_alias(NAME, ALIAS).run_id))
-            return run if METRIC in run.data.metrics else None
-    return None
+    found = client.search_registered_models(f"name = '{NAME}'")
+    versions = [
+        client.get_model_version(NAME, model.aliases[ALIAS]) for model in found if ALIAS in model.aliases
+    ]
+    runs = [client.get_run(str(version.run_id)) for version in versions]
+    return next((run for run in runs if METRIC in run.data.metrics), None)
 
 
 def _name(run: Run) -> str:

@@ -29,7 +29,6 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 MODEL, REPORTS = "models/minilm", "reports"
-_METRICS_PER_BATCH = 1000  # MLflow's limit
 
 
 def main() -> None:
@@ -46,8 +45,7 @@ def main() -> None:
 def sync_all(root: Path) -> Iterator[tuple[str, str]]:
     """Sync the workspace's model, and those of the experiments whose runs are missing or incomplete.
 
-    Yields the name of each and what became of it: an experiment that cannot be read, since DVC's cache lacks
-    its reports, say, does not hold up the others. Raises as `sync`.
+    Yields the name of each and what became of it: one that cannot be read does not hold up the others.
     """
     from minilm.tracking.lineage import versions  # DVC takes time to import
 
@@ -74,16 +72,12 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> str:
-    """Make the run of a project's model complete; returns the run's id.
+    """Make the run of a project's model complete; returns the run's id. Raises as `store.open_store`.
 
     Args:
         root: the project's main folder, which holds the local store.
         project: the folder with models/minilm, reports and params.yaml: `root`, or an experiment's.
         tags: the run's origin; None is what git and DVC say here and now.
-
-    Raises:
-        StoreUnavailable: the store does not answer.
-        MlflowException: the store refuses.
     """
     client, experiment = store.open_store(root)
     info = read_info(project / MODEL)
@@ -132,13 +126,11 @@ def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo)
     store.log_params(client, run_id, logged)
     found = [reports / f"{name}.json" for name in ("evaluation", "samples")]
     evaluation, samples = (read_json(file) if file.is_file() else {} for file in found)
-    if any(content.get("model_sha256") != info.model_sha256 for content in (evaluation, samples)):
+    if not evaluation.get("model_sha256") == samples.get("model_sha256") == info.model_sha256:
         return  # the stages have yet to run for this model
-    settings = {
-        "evaluate": {"eval_context": evaluation["eval_context"]},
-        "sample": {"prompt": samples["prompt"], **samples["settings"]},
-    }
-    store.log_params(client, run_id, settings["evaluate"] | settings["sample"])
+    evaluated = {"eval_context": evaluation["eval_context"]}
+    sampled = {"prompt": samples["prompt"], **samples["settings"]}
+    store.log_params(client, run_id, evaluated | sampled)
     metrics = read_json(reports / "metrics.json")
     if any(run.data.metrics.get(key) != value for key, value in metrics.items()):
         step = len(client.get_metric_history(run_id, "test_loss"))
@@ -149,8 +141,11 @@ def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo)
         return
     for file in files:
         client.log_artifact(run_id, str(file), "reports")
-    for stage, result in (("evaluate", "metrics.json"), ("sample", "samples.txt")):
-        text = json.dumps(settings[stage], indent=2, ensure_ascii=False) + "\n"
+    for stage, settings, result in (
+        ("evaluate", evaluated, "metrics.json"),
+        ("sample", sampled, "samples.txt"),
+    ):
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         folder = f"history/{stage}-{sha256_of(text.encode())[:8]}"
         client.log_text(run_id, text, f"{folder}/settings.json")
         client.log_artifact(run_id, str(reports / result), folder)
@@ -160,9 +155,7 @@ def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo)
 def _log_metrics(client: MlflowClient, run_id: str, points: list[tuple[str, float, int]]) -> None:
     """Add points (name, value, step)."""
     now = int(time.time() * 1000)
-    metrics = [Metric(key, value, now, step) for key, value, step in points]
-    for first in range(0, len(metrics), _METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics[first : first + _METRICS_PER_BATCH])
+    client.log_batch(run_id, [Metric(key, value, now, step) for key, value, step in points])
 
 
 if __name__ == "__main__":
