@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import ChainMap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class Version(NamedTuple):
 
     root: Path  # the project's main folder
     rev: str  # the commit, or `workspace`
-    experiment: str | None  # its name, if it is a DVC experiment
+    experiment: str  # its name; empty if it is no DVC experiment
     baseline: str  # the commit that the experiment was run on
     digest: str  # DVC's MD5 of the model folder
     metrics: dict[str, float]  # by their names in the reports
@@ -53,7 +54,7 @@ class Version(NamedTuple):
             content = files.read_bytes(name)
             # In the workspace the folder may hold another model than the one that dvc.lock names.
             named = files.info(name)["dvc_info"]["md5"] == hashlib.md5(content).hexdigest()
-            return parse_info(content, str(self.experiment)) if named else None
+            return parse_info(content, self.experiment) if named else None
         except Exception:  # DVC's own are of many classes
             return None
 
@@ -65,42 +66,30 @@ class Version(NamedTuple):
 
 
 def versions(root: Path, all_commits: bool = True) -> list[Version]:
-    """The experiments, then the workspace and the commits; those of HEAD only, or of all commits.
-
-    Raises:
-        InputError: DVC cannot list them.
-    """
+    """The experiments, then the workspace and the commits; those of HEAD only, or of all commits."""
     command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *["--all-commits"] * all_commits]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"`dvc exp show` failed: {done.stderr.strip()}")
-    commits = json.loads(done.stdout)
     states = [
         (state["data"], experiment["name"], commit["rev"])
-        for commit in commits
-        for experiment in commit["experiments"] or []
+        for commit in json.loads(done.stdout)
+        for experiment in [*(commit["experiments"] or []), {"name": "", "revs": [commit]}]
         for state in experiment["revs"] or []
+        if state["data"] and MODEL in state["data"]["outs"]
     ]
-    states += [(commit["data"], None, commit["rev"]) for commit in commits]
     found = []
-    for data, experiment, baseline in states:
-        if data and MODEL in data["outs"]:
-            reports = [file.get("data") or {} for file in data["metrics"].values()]  # None if unreadable
-            metrics = {key: value for report in reports for key, value in report.items()}
-            digest = data["outs"][MODEL]["hash"]
-            found.append(Version(root, data["rev"], experiment, baseline, digest, metrics))
+    for data, experiment, baseline in sorted(states, key=lambda state: not state[1]):
+        metrics = ChainMap(*(file.get("data") or {} for file in data["metrics"].values()))
+        digest = data["outs"][MODEL]["hash"]
+        found.append(Version(root, data["rev"], experiment, baseline, digest, dict(metrics)))
     return found
 
 
 class Lineage:
-    """Where a model came from, as far as it can be found.
+    """Where the model came from that a folder, a run id, an experiment or the beginning of a SHA-256 names.
 
-    Args:
-        root: the project's main folder.
-        name: a model folder, a run id, an experiment's name, or the beginning of a SHA-256.
-
-    Raises:
-        InputError: there is no such model, or several.
+    Raises InputError if there is no such model, or several.
     """
 
     info: ModelInfo | None  # None if only MLflow knows the model
@@ -113,8 +102,7 @@ class Lineage:
         folder = read_info(name) if "/" in name or Path(name).is_dir() else None
         for all_commits in (False, True):  # each commit takes a tenth of a second
             known = versions(root, all_commits)
-            experiment = next((version for version in known if version.experiment == name), None)
-            self.info = folder or (experiment.model_info() if experiment else None)
+            self.info = folder or next((v.model_info() for v in known if v.experiment == name), None)
             self.runs = self._find_runs(name)
             self.logged = self.runs[0].data if self.runs else RunData()
             self.versions = self._find_versions(known)
@@ -172,12 +160,12 @@ class Lineage:
         found = {"sha256": self.logged.tags.get("model_sha256", "none: the training did not end")}
         if "num_parameters" in self.logged.params:
             found["size"] = f"{int(self.logged.params['num_parameters']):,} parameters"
-        if self.info and self.info.initial_sha256:
+        if not self.info:
+            self.missing.append(f"its files are neither in {MODEL} nor in DVC's cache")
+            return found
+        if self.info.initial_sha256:
             found["trained further from"] = self.info.initial_sha256
-        if self.info:
-            return found | {"sha256": self.info.model_sha256, "environment": self.info.environment}
-        self.missing.append(f"its files are neither in {MODEL} nor in DVC's cache")
-        return found
+        return found | {"sha256": self.info.model_sha256, "environment": self.info.environment}
 
     def _params(self, all_params: bool) -> dict[str, Any]:
         known = self.info.params if self.info else {}
