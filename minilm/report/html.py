@@ -3,9 +3,9 @@
 All text goes through Jinja's escaping: what a dataset or a model wrote is shown, never run.
 """
 
-import base64
 import math
 import unicodedata
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +19,6 @@ from minilm.params import experiment_command, text_of
 
 MOST_BITS = 8  # the surprisal from which on all characters have the same color
 _SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
-
-
 # By the names of their files, in the page's order; each is drawn by a function of minilm.report.plots.
 PICTURES = ("attention", "loss", "loss_by_position", "calibration", "loss_by_kind")
 
@@ -67,26 +65,17 @@ def report_page(
 
     Equal runs give equal bytes: it has no times and no names of machines.
     """
-    counted = {
-        "unigram model (how often each character occurs)": metrics["unigram_loss"],
-        f"{evaluation['ngram_order']}-gram model with back-off": metrics["ngram_loss"],
-    }
-    guessed = {f"guessing among {info.config.vocab_size:,} characters": math.log(info.config.vocab_size)}
     return _templates.get_template("report.html").render(
         info=info,
-        num_parameters=evaluation["num_parameters"],
         shape=asdict(info.config),
         weights_bytes=weights_bytes,
         training=training,
         metrics=metrics,
+        evaluation=evaluation,
         meanings=[(MEANINGS.get(key, Meaning(key, "", "")), value) for key, value in metrics.items()],
-        losses=guessed | counted | {"this transformer": metrics["test_loss"]},
-        verdict=_verdict(metrics["test_loss"], counted),
         samples=samples,
         kinds=list(zip(*kinds.values(), strict=True)),
-        pictures={
-            name: base64.b64encode((pictures / f"{name}.png").read_bytes()).decode() for name in PICTURES
-        },
+        pictures={name: b64encode((pictures / f"{name}.png").read_bytes()).decode() for name in PICTURES},
         command=experiment_command(params, defaults),
         params=params,
         defaults=defaults,
@@ -112,21 +101,6 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{share:.4%}"
 
 
-def _verdict(loss: float, counted: Mapping[str, float]) -> str:
-    """How far the transformer is ahead of the best of the simpler models, or behind it."""
-    name, best = min(counted.items(), key=lambda item: item[1])
-    bits, share = abs(best - loss) / math.log(2), abs(best - loss) / best
-    if bits < 0.005:
-        return f"The transformer does as well as the {name}, the best of the simpler models."
-    less, lower = ("less", "lower") if loss < best else ("more", "higher")
-    said = (
-        f"The transformer needs {bits:.2f} bits per character {less} than the {name}, the best of the "
-        f"simpler models: its loss is {share:.0%} {lower}."
-    )
-    advice = " More steps, a higher learning rate or a larger model should change that."
-    return said if loss < best else said + advice
-
-
 def _number(value: float) -> str:
     """Four decimal places, fewer for large numbers."""
     if isinstance(value, int) or 1000 <= abs(value) < 1e9:
@@ -141,4 +115,4 @@ def _perplexity(loss: float) -> str:
 
 
 _templates.filters |= {"number": _number, "percent": percent, "perplexity": _perplexity, "setting": text_of}
-_templates.globals["LN2"] = math.log(2)
+_templates.filters["ln"] = math.log
