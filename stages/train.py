@@ -1,6 +1,5 @@
 """train: data/encoded -> models/minilm, reports/train.json and reports/loss.csv."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,7 +13,7 @@ from minilm.model.config import ModelConfig
 from minilm.model.cpu_kernels import prepare_compiler
 from minilm.model.gpt import MiniGPT
 from minilm.params import Params, load_params
-from minilm.tracking.run import NullRun, live_run
+from minilm.tracking.run import LiveRun, NullRun
 from minilm.tracking.store import environment_params
 from minilm.training.distributed import Workers, full_model, join_workers
 from minilm.training.fingerprint import fingerprint, training_inputs, training_lock
@@ -53,8 +52,10 @@ def train_model(all_params: Params, workers: Workers) -> None:
     first = workers.rank == 0
     logged = {key: value for part in all_params[:3] for key, value in part} | environment_params(environment)
     logged["num_parameters"] = model.num_parameters
-    live = live_run(project_root(), training, source, logged) if first else nullcontext(NullRun())
-    with one_at_a_time(training_lock(project_root(), training), workers), live as mlflow_run:
+    with (
+        one_at_a_time(training_lock(project_root(), training), workers),
+        LiveRun(project_root(), training, source, logged) if first else NullRun() as mlflow_run,
+    ):
         say = tqdm.write if first else lambda _: None
         say(f"train: {source}")
         say(

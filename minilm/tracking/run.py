@@ -9,11 +9,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import Timeout
 
@@ -31,6 +31,12 @@ END_TIMEOUT = 1.0  # seconds to wait at the end until all that was sent has arri
 
 class NullRun:
     """Takes the place of a run where nothing is to be logged: in every process but the first."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
+        pass
 
     def log_report(self, report: Any) -> None:
         """Add a `minilm.training.reports.Report` to the curves."""
@@ -56,7 +62,14 @@ def turned_off_by_a_failure(method: Callable[..., Any]) -> Callable[..., None]:
 
 
 class LiveRun(NullRun):
-    """A run of the MLflow store; the arguments are those of `live_run`."""
+    """The run of a training in the MLflow store, which ends with the `with` block.
+
+    Args:
+        root: the project's main folder, $DVC_ROOT, which holds the local store.
+        training: its fingerprint; the run of the same training that was interrupted goes on.
+        data: the dataset.
+        params: those of the stages up to train, and the environment.
+    """
 
     on = True  # until the first failure
 
@@ -109,38 +122,18 @@ class LiveRun(NullRun):
             store.set_tags(self.client, self.run_id, store.model_tags(model))
 
     @turned_off_by_a_failure
-    def end(self, status: str, error: str = "") -> None:
-        """Wait until all has arrived, for END_TIMEOUT at most, and set MLflow's final status."""
+    def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
         end = time.monotonic() + END_TIMEOUT
         for thread in self._sending:
             thread.join(max(0, end - time.monotonic()))
         if any(thread.is_alive() for thread in self._sending):
             raise TimeoutError(f"no answer within {END_TIMEOUT:g} s")
-        if error:
-            store.set_tags(self.client, self.run_id, {"error": error})
+        status = "FAILED" if error else "FINISHED"
+        if isinstance(error, KeyboardInterrupt | TrainingInterrupted):
+            status = "KILLED"
+        elif error:
+            self.client.set_tag(self.run_id, "error", store.first_line(error))
         self.client.set_terminated(self.run_id, status)
-
-
-@contextmanager
-def live_run(root: Path, training: str, data: Source, params: Mapping[str, Any]) -> Iterator[NullRun]:
-    """The run of a training, which ends with the block.
-
-    Args:
-        root: the project's main folder, $DVC_ROOT, which holds the local store.
-        training: its fingerprint; the run of the same training that was interrupted goes on.
-        data: the dataset.
-        params: those of the stages up to train, and the environment.
-    """
-    run = LiveRun(root, training, data, params)
-    try:
-        yield run
-        run.end("FINISHED")
-    except (KeyboardInterrupt, TrainingInterrupted):
-        run.end("KILLED")
-        raise
-    except BaseException as error:
-        run.end("FAILED", store.first_line(error))
-        raise
 
 
 def interrupted_run(client: MlflowClient, experiment: str, root: Path, training: str) -> Run | None:
