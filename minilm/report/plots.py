@@ -66,17 +66,15 @@ def loss_by_position(table: Table, path: Path) -> None:
 
     Contexts are joined in two bins an octave. The band is the mean's standard error, by the spread in a bin.
     """
-    contexts, losses, characters, deviations = (
-        np.array(table[name], float) for name in ("context", "loss", "characters", "deviation")
+    names = ("context", "loss", "characters", "deviation")
+    contexts, losses, characters, deviations = (np.array(table[name], float) for name in names)
+    starts = np.flatnonzero(np.diff(np.ceil(2 * np.log2(contexts)), prepend=-1))
+    count = np.add.reduceat(characters, starts)
+    context, loss, squares = (
+        np.add.reduceat(characters * values, starts) / count
+        for values in (contexts, losses, losses**2 + deviations**2)
     )
-    bins = np.ceil(2 * np.log2(contexts))
-    starts = np.flatnonzero(np.diff(bins, prepend=-1))
-    count, context, nats, squares = (
-        np.add.reduceat(characters * values, starts)
-        for values in (np.ones_like(losses), contexts, losses, losses**2 + deviations**2)
-    )
-    context, loss = context / count, nats / count
-    error = np.sqrt(np.maximum(squares / count - loss**2, 0) / count)
+    error = np.sqrt(np.maximum(squares - loss**2, 0) / count)
     with _picture(path, 8, 5) as figure:
         axes = figure.subplots()
         axes.fill_between(context, loss - error, loss + error, color=BLUE, alpha=0.25, linewidth=0)
@@ -134,18 +132,18 @@ def attention(weights: npt.NDArray[np.floating], characters: Sequence[str], path
     drawn_layers, drawn_heads = _evenly(layers, MOST_LAYERS), _evenly(heads, MOST_HEADS)
     # All sizes are in inches, from the upper left corner.
     side = max(1.7, 0.083 * length)  # of a map, so that the characters at its edges stay legible
-    cell, step = side / length, side + 0.3  # `step` leads from map to map
     left, top = 0.6, 0.75
-    right, bottom = left + step * len(drawn_heads) - 0.3, top + step * len(drawn_layers) - 0.3
+    lefts = [left + (side + 0.3) * i for i in range(len(drawn_heads))]
+    tops = [top + (side + 0.3) * i for i in range(len(drawn_layers))]
+    right, bottom = lefts[-1] + side, tops[-1] + side
     width, height = max(4.5, right + 1.3), bottom + 0.6
     later = np.triu(np.ones((length, length), bool), 1)
-    small = min(12.0, 72 * 0.93 * cell)
+    small = min(12.0, 72 * 0.93 * side / length)
     with _picture(path, width, height) as figure:
         # One pair of axes holds all maps: a pair for each would take seconds.
         axes = figure.add_axes((0, 0, 1, 1))
-        for i, layer in enumerate(drawn_layers):
-            for j, head in enumerate(drawn_heads):
-                x, y = left + step * j, top + step * i
+        for y, layer in zip(tops, drawn_layers, strict=True):
+            for x, head in zip(lefts, drawn_heads, strict=True):
                 image = axes.imshow(
                     np.ma.array(weights[layer, head], mask=later),
                     extent=(x, x + side, y + side, y),
@@ -157,12 +155,11 @@ def attention(weights: npt.NDArray[np.floating], characters: Sequence[str], path
                 axes.text(x + side / 2, y - 0.07, title, ha="center", fontsize=11)
         # Only the outer edges have the characters, since text is what takes time.
         for place, label in enumerate(map(_drawable, characters)):
-            for i in range(len(drawn_layers)):
-                y = top + step * i + cell * (place + 0.5)
-                axes.text(left - 0.06, y, label, ha="right", va="center_baseline", fontsize=small)
-            for j in range(len(drawn_heads)):
-                x = left + step * j + cell * (place + 0.5)
-                axes.text(x, bottom + 0.04, label, ha="center", va="top", fontsize=small)
+            middle = side / length * (place + 0.5)  # of its row and of its column
+            for y in tops:
+                axes.text(left - 0.06, y + middle, label, ha="right", va="center_baseline", fontsize=small)
+            for x in lefts:
+                axes.text(x + middle, bottom + 0.04, label, ha="center", va="top", fontsize=small)
         drawn = f"attention in {_of(drawn_layers, layers, 'layer')} and {_of(drawn_heads, heads, 'head')}"
         axes.text(width / 2, 0.32, drawn, ha="center", fontsize=13)
         axes.text((left + right) / 2, bottom + 0.45, "attended character", ha="center")
