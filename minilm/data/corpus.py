@@ -67,7 +67,7 @@ def open_corpus(
     holdout_blocks: int = 1,
     path: Path | None = None,
 ) -> Corpus:
-    """Find the text that `dataset` names.
+    """Find the text that `dataset` names; InputError if there is none, it is no text or cannot be reached.
 
     Args:
         dataset: a key of WIKITEXT, hub:owner/name[:config], or the path of a text file or folder.
@@ -75,9 +75,6 @@ def open_corpus(
         allow_fallback: take the bundled sample when the Hub cannot be reached and the cache lacks it.
         holdout_blocks: equal blocks of the text from whose ends they take it.
         path: where the text file or folder lies, if not at `dataset`.
-
-    Raises:
-        InputError: there is no such dataset, it is no text, or it cannot be reached.
     """
     holdout = partial(_with_holdout, fraction=holdout_fraction, blocks=holdout_blocks)
     if not is_hub_name(dataset):

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path, help="the model folder, such as models/minilm")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; it must be new or empty")
+    parser.add_argument("--format", choices=["transformers"], help=argparse.SUPPRESS)  # there was one only
     parsed = parser.parse_args(arguments)
     try:
         print(f"export: {parsed.out}: {export(parsed.folder, parsed.out)}")

@@ -23,11 +23,9 @@ Integers = npt.NDArray[np.int64]
 def ngram_losses(train: Ids, test: Ids, vocab_size: int, order: int = ORDER) -> list[float]:
     """Mean nats per character of `test` for each order from 1, the unigram cross-entropy, to `order`.
 
-    They are means over every character of `test` but its first, the same that `evaluate` scores. Only the
-    first MOST_CHARACTERS of `train` are counted. Both are arrays of token ids, which may be on disk.
-
-    Raises:
-        InputError: `test` has fewer than 2 characters.
+    They are means over every character of `test` but its first, the same that `evaluate` scores; of a shorter
+    one InputError is raised. Only the first MOST_CHARACTERS of `train` are counted. Both are arrays of token
+    ids, (tokens,), which may be on disk.
     """
     if len(test) < 2:
         raise InputError("the test split needs at least 2 characters")

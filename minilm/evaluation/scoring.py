@@ -1,7 +1,6 @@
 """How well a model predicts a split: every character of it is scored, not a sample."""
 
 import math
-import sys
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from minilm.model.gpt import MiniGPT
 
 KINDS = ("letter", "digit", "space", "punctuation", "other")
 BINS = 15  # of confidence
+_MOST_NATS = 709.7  # e to more of them, as for one very long word, is no float
 _WINDOWS_AT_ONCE = 64
 _LOGITS_AT_ONCE = 1 << 24  # fewer windows where the vocabulary or the window is large; 64 MB in float32
 
@@ -131,8 +131,8 @@ def evaluate(
     return Evaluation(
         loss=loss,
         bits_per_char=loss / math.log(2),
-        perplexity=_exp(loss),
-        word_perplexity=_exp(total_nats / max(1, count_words(tokens, tokenizer))),
+        perplexity=math.exp(min(loss, _MOST_NATS)),
+        word_perplexity=math.exp(min(total_nats / max(1, count_words(tokens, tokenizer)), _MOST_NATS)),
         accuracy=total_correct / predictions,
         top5_accuracy=total_near / predictions,
         calibration_error=float(np.abs(confidence_sums - correct_sums).sum()) / predictions,
@@ -236,8 +236,3 @@ def _sums(groups: npt.NDArray[np.int64], count: int, *values: Tensor) -> Floats:
     """How many there are in each group, then the sum of each of the values: (1 + values, count)."""
     weights = [None, *(value.cpu().numpy() for value in values)]
     return np.stack([np.bincount(groups, weight, count) for weight in weights]).astype(np.float64)
-
-
-def _exp(nats: float) -> float:
-    """E to the nats, or the largest float where that is larger, as for one very long word."""
-    return math.exp(min(nats, math.log(sys.float_info.max)))

@@ -64,11 +64,9 @@ def turned_off_by_a_failure(method: Callable[..., Any]) -> Callable[..., None]:
 class LiveRun(NullRun):
     """The run of a training in the MLflow store, which ends with the `with` block.
 
-    Args:
-        root: the project's main folder, $DVC_ROOT, which holds the local store.
-        training: its fingerprint; the run of the same training that was interrupted goes on.
-        data: the dataset.
-        params: those of the stages up to train, and the environment.
+    `root` is the project's main folder, which holds the local store; `training` the fingerprint, by which the
+    run of the same training that was interrupted goes on; `params` are those of the stages up to train, and
+    the environment.
     """
 
     on = True  # until the first failure

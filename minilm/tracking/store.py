@@ -46,9 +46,8 @@ def store_uri(root: Path) -> str:
 def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
     """A client of the store, and the id of the experiment `minilm` in it, made if missing and `create`.
 
-    Raises:
-        StoreUnavailable: it does not answer, is missing and not to be made, or MLflow misreads its path.
-        MlflowException: the server refuses.
+    Raises StoreUnavailable if it does not answer, is missing and not to be made, or MLflow misreads its path;
+    MlflowException if the server refuses.
     """
     uri, local = store_uri(root), f"sqlite:///{root / 'mlflow.db'}"
     shown, database = without_password(uri), uri.removeprefix("sqlite:///")

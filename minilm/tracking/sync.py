@@ -74,10 +74,8 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
 def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> str:
     """Make the run of a project's model complete; returns the run's id. Raises as `store.open_store`.
 
-    Args:
-        root: the project's main folder, which holds the local store.
-        project: the folder with models/minilm, reports and params.yaml: `root`, or an experiment's.
-        tags: the run's origin; None is what git and DVC say here and now.
+    The main folder `root` holds the local store; `project`, which is `root` or an experiment's folder, has
+    models/minilm, reports and params.yaml. `tags` is the run's origin; else git and DVC say it, here and now.
     """
     client, experiment = store.open_store(root)
     info = read_info(project / MODEL)
