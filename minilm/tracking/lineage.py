@@ -66,7 +66,7 @@ class Version(NamedTuple):
 
 
 def versions(root: Path, all_commits: bool = True) -> list[Version]:
-    """The experiments, then the workspace and the commits; those of HEAD only, or of all commits."""
+    """The experiments, then the workspace and the commits, from HEAD on or all; InputError if DVC fails."""
     command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *["--all-commits"] * all_commits]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
@@ -177,11 +177,9 @@ class Lineage:
         return {key: known[key] for key in shown}
 
     def _data(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"sha256": self.logged.tags.get("data_sha256")}
-        if self.info:
-            found = asdict(self.info.data)
-            if found["fallback_for"]:
-                found["WARNING"] = f"the BUNDLED SAMPLE TEXT replaces {found['fallback_for']}"
+        found = asdict(self.info.data) if self.info else {"sha256": self.logged.tags.get("data_sha256")}
+        if found.get("fallback_for"):
+            found["WARNING"] = f"the BUNDLED SAMPLE TEXT replaces {found['fallback_for']}"
         try:
             texts = [sha256_of(self.root / "data" / "raw" / f"{split}.txt") for split in SPLITS]
         except FileNotFoundError:
