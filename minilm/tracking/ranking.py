@@ -122,10 +122,8 @@ def move_champion(client: MlflowClient, best: Run, champion: Run | None) -> str:
 def _champion(client: MlflowClient) -> Run | None:
     """The run whose model has the alias, if there is one."""
     found = client.search_registered_models(f"name = '{NAME}'")
-    versions = [
-        client.get_model_version(NAME, model.aliases[ALIAS]) for model in found if ALIAS in model.aliases
-    ]
-    runs = [client.get_run(str(version.run_id)) for version in versions]
+    versions = [model.aliases[ALIAS] for model in found if ALIAS in model.aliases]
+    runs = [client.get_run(str(client.get_model_version(NAME, version).run_id)) for version in versions]
     return next((run for run in runs if METRIC in run.data.metrics), None)
 
 

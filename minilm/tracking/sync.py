@@ -139,10 +139,8 @@ def _log_results(client: MlflowClient, run: Run, project: Path, info: ModelInfo)
         return
     for file in files:
         client.log_artifact(run_id, str(file), "reports")
-    for stage, settings, result in (
-        ("evaluate", evaluated, "metrics.json"),
-        ("sample", sampled, "samples.txt"),
-    ):
+    kept = (("evaluate", evaluated, "metrics.json"), ("sample", sampled, "samples.txt"))
+    for stage, settings, result in kept:
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         folder = f"history/{stage}-{sha256_of(text.encode())[:8]}"
         client.log_text(run_id, text, f"{folder}/settings.json")
