@@ -147,7 +147,9 @@ def require_git() -> None:
 
 
 def run_to_its_end(command: list[str], env: dict[str, str]) -> int:
-    """Run DVC to its end, also after Ctrl-C or SIGTERM: the stage saves its checkpoint, and DVC cleans up.
+    """Run DVC to its end, also after Ctrl-C, SIGTERM or the terminal's end (SIGHUP).
+
+    The stage saves its checkpoint, and DVC cleans up.
 
     Returns its exit status, or 130 if it was interrupted. A second Ctrl-C ends the stage at once.
     """
@@ -161,7 +163,11 @@ def run_to_its_end(command: list[str], env: dict[str, str]) -> int:
 
     # In a group of its own, so that signals reach it from here alone.
     dvc = subprocess.Popen(command, cwd=ROOT, env=env, process_group=0)
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
+    }
     dvc.wait()
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """The command line: what it takes, and what it says of a machine or a model that is not ready."""
 
 import os
+import signal
 import subprocess
 
 import pytest
@@ -93,3 +94,25 @@ def test_a_terminal_shows_a_question_mark_for_what_it_lacks(project):
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(b"A?")
         assert b"stop: the model never saw 'Z' (U+005A), so it never stops there" in done.stderr
+
+
+def test_what_ends_main_py_is_passed_on_to_dvc(monkeypatch):
+    received, numbers = [], (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+    class Dvc:
+        pid, returncode = 0, 255
+
+        def wait(self):
+            for number in (signal.SIGTERM, *numbers):
+                signal.raise_signal(number)
+            return 255
+
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: Dvc())
+    monkeypatch.setattr(os, "killpg", lambda _, number: received.append(number))
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        assert main.run_to_its_end([], {}) == 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert received == [signal.SIGINT] * 3
