@@ -194,7 +194,8 @@ def write_params(values: dict[str, Any]) -> None:
     content = yaml.load(PARAMS)
     content.update(values)
     temporary = PARAMS.with_suffix(".unfinished")
-    yaml.dump(content, temporary)
+    with temporary.open("w", encoding="utf-8") as file:  # whatever the locale's encoding
+        yaml.dump(content, file)
     temporary.replace(PARAMS)
 
 

@@ -40,7 +40,7 @@ def train_model(all_params: Params, workers: Workers) -> None:
     params, source = all_params.train, Source.load(Path("data/raw/source.json"))
     tokenizer = CharTokenizer.load(ENCODED / "tokenizer.json")
     model = MiniGPT(ModelConfig.from_params(tokenizer.vocab_size, params), seed=params.seed)
-    initial = (INITIAL / checkpoint.INIT_FROM).read_text()
+    initial = (INITIAL / checkpoint.INIT_FROM).read_text(encoding="utf-8")
     initial_sha256 = checkpoint.start_from(INITIAL, model) if initial else ""
     if params.sharding == "none":
         model.to(workers.device)  # else fsdp moves it block by block, since the whole may not fit
