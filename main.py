@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minilm.errors import InputError, UserError
-from minilm.files import replace_what_cannot_be_shown
+from minilm.files import expand_home, replace_what_cannot_be_shown
 from minilm.params import FIELDS, STAGES, SampleParams, allowed, default_text, load_params, load_recipe
 
 ROOT = Path(__file__).resolve().parent
@@ -178,7 +178,7 @@ def as_seen_from_root(dataset: str) -> str:
     """A path of a text that lies where the caller is, as the pipeline finds it; other names as they are."""
     from minilm.data.corpus import is_hub_name
 
-    path = Path(os.path.abspath(Path(dataset).expanduser()))  # noqa: PTH100 - resolve() would follow links
+    path = Path(os.path.abspath(expand_home(dataset)))  # noqa: PTH100 - resolve() would follow links
     if is_hub_name(dataset) or not path.exists():
         return dataset
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -39,6 +40,11 @@ def all_or_nothing(folder: str | Path) -> Iterator[Path]:
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(temporary)
+
+
+def expand_home(path: str) -> Path:
+    """The path with `~` replaced by a home folder, if there is such a user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises a RuntimeError if not
 
 
 def replace_what_cannot_be_shown() -> None:

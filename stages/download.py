@@ -10,7 +10,7 @@ from minilm.checkpoint import CONFIG, INIT_FROM, TOKENIZER, WEIGHTS, read_info
 from minilm.data.corpus import LEAST_CHARACTERS, SAMPLE_FOLDER, is_hub_name, open_corpus
 from minilm.data.provenance import Source
 from minilm.errors import InputError
-from minilm.files import all_or_nothing
+from minilm.files import all_or_nothing, expand_home
 from minilm.params import load_params
 from stages import project_root, run
 
@@ -65,7 +65,7 @@ def copy_initial_model(init_from: str) -> None:
     with all_or_nothing(INITIAL) as new:
         (new / INIT_FROM).write_text(init_from, encoding="utf-8")
         if init_from:
-            folder = project_root() / Path(init_from).expanduser()
+            folder = project_root() / expand_home(init_from)
             read_info(folder)
             for name in (WEIGHTS, CONFIG, TOKENIZER):
                 shutil.copy(folder / name, new)
@@ -74,7 +74,7 @@ def copy_initial_model(init_from: str) -> None:
 def locate(dataset: str) -> Path:
     """Where one's own text lies: of what git tracks this checkout's copy, else the main workspace's."""
     root = project_root().resolve()
-    path = (root / Path(dataset).expanduser()).resolve()
+    path = (root / expand_home(dataset)).resolve()
     return Path.cwd() / path.relative_to(root) if is_tracked(path, root) else path
 
 

@@ -113,6 +113,8 @@ def test_the_command_line_takes_a_path_as_the_caller_sees_it(tmp_path, monkeypat
     assert main.as_seen_from_root("../LICENSE") == "LICENSE"
     assert main.as_seen_from_root("missing.txt") == "missing.txt"
     assert main.as_seen_from_root("wikitext-2") == "wikitext-2"
+    assert main.as_seen_from_root("~nobody-here/book.txt") == "~nobody-here/book.txt"
+    assert not download.locate("~nobody-here/book.txt").exists()
 
 
 def test_where_links_are_refused_it_says_so(tmp_path, monkeypatch):
