@@ -41,6 +41,8 @@ def address(tmp_path_factory):
     hub.write_dataset(root, "someone/two", "en", {"train": ["One."]})
     hub.write_dataset(root, "someone/broken", "default", {"train": ["a"]})
     (root / "someone/broken/default/train-00000-of-00001.parquet").write_bytes(b"PAR1 no more")
+    hub.write_dataset(root, "someone/refused", "default", {"train": ["a"]})
+    (root / "someone/refused/default/train-00000-of-00001.parquet").write_bytes(hub.REFUSED)
     (root / "someone/empty").mkdir()
     (root / "someone/empty/README.md").write_text("# Nothing yet")
     (root / "someone/script").mkdir()
@@ -101,6 +103,7 @@ def test_any_dataset_with_text_and_its_missing_split(address, corpus):
         ("hub:someone/numbers", "the column text of hub:someone/numbers is not text but Value('int64')"),
         ("hub:someone/two", "has several configurations; name one, as in hub:someone/two:de: de, en"),
         ("hub:someone/broken", "hub:someone/broken cannot be read: "),
+        ("hub:someone/refused", "hub:someone/refused cannot be read: Client error '403 Forbidden' for url"),
         ("hub:someone/empty", "hub:someone/empty cannot be read: "),
         ("hub:someone/script", "scripts are no longer supported"),
     ],

@@ -217,7 +217,9 @@ def _hub_splits(dataset: str) -> dict[str, Pieces]:
     try:
         found = datasets.load_dataset(repo, config)
     except Exception as error:  # of many classes; the first cause says what happened
-        cause = error.__cause__ or error
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
         if unreachable or isinstance(error, ConnectionError):
             raise ConnectionError(unreachable or _in_short(cause)) from None
         configs: list[str] = []

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 COMMIT = "c" * 40
+REFUSED = b"a file of this content is refused"
 
 
 def write_dataset(root: Path, repo: str, config: str, splits: dict[str, list[str]], column: str = "text"):
@@ -50,6 +51,8 @@ def serve(root: Path) -> Iterator[str]:
                 if (file := files.get("/".join(rest[2:]))) is None:
                     return self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
                 content = file.read_bytes()
+                if content == REFUSED:
+                    return self.send(403, b"", {})
                 etag = f'"{hashlib.sha1(content).hexdigest()}"'
                 return self.send(200, content, {"ETag": etag, "X-Repo-Commit": COMMIT})
             if rest[:1] == ["tree"]:
