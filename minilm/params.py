@@ -216,7 +216,8 @@ def load_params(path: str | Path, overrides: Mapping[str, str] | None = None) ->
             problems.append(f"{key}: {raw[key]!r} is not allowed; it must be {allowed(key)}")
     problems += _cross_problems(values)
     if problems:
-        raise InputError("\n".join(f"{path}: {problem}" for problem in problems))
+        where = f"{path} with the values given" if overrides else path
+        raise InputError("\n".join(f"{where}: {problem}" for problem in problems))
     return Params(*(cls(**{key: values[key] for key in cls.model_fields}) for cls in STAGES.values()))  # type: ignore[arg-type]
 
 
@@ -313,7 +314,9 @@ def _cross_problems(values: Mapping[str, Any]) -> list[str]:
     if batch and parts and batch % parts:
         problems.append(f"grad_accumulation: {parts} does not divide batch_size, {batch}")
     if warmup and steps and warmup > steps:
-        problems.append(f"warmup_steps: {warmup} must be at most steps, {steps}")
+        problems.append(
+            f"warmup_steps: {warmup} must be at most steps, {steps}; lower it too, to {steps // 10}, say"
+        )
     if values.get("optimizer") == "muon" and values.get("sharding") == "fsdp":
         problems.append("optimizer: muon needs whole matrices, but sharding: fsdp splits them; take adamw")
     if isinstance(context, int) and block and context >= block:

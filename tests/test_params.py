@@ -96,7 +96,8 @@ def test_all_problems_are_listed_at_once():
     assert "embed_dim: 130 is not divisible by num_heads, 4" in lines[2]
     assert "eval_context: 128 must be below block_size, 128" in lines[3]
     (line,) = problems(warmup_steps="201")
-    assert "warmup_steps: 201 must be at most steps, 200" in line
+    assert "warmup_steps: 201 must be at most steps, 200; lower it too, to 20, say" in line
+    assert line.startswith(f"{FILE} with the values given: ")  # the file itself has no such value
 
 
 def test_missing_key_broken_yaml_and_missing_file(tmp_path):
