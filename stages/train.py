@@ -18,6 +18,7 @@ from minilm.tracking.store import environment_params
 from minilm.training.distributed import Workers, full_model, join_workers
 from minilm.training.fingerprint import fingerprint, training_inputs, training_lock
 from minilm.training.loop import train
+from minilm.training.memory import explain_lack_of_memory
 from minilm.training.reports import Report, write_reports
 from minilm.training.snapshots import Snapshots, one_at_a_time
 from stages import project_root, run
@@ -39,11 +40,12 @@ def train_model(all_params: Params, workers: Workers) -> None:
     """What each process does; of several, the first alone writes files, logs and messages."""
     params, source = all_params.train, Source.load(Path("data/raw/source.json"))
     tokenizer = CharTokenizer.load(ENCODED / "tokenizer.json")
-    model = MiniGPT(ModelConfig.from_params(tokenizer.vocab_size, params), seed=params.seed)
     initial = (INITIAL / checkpoint.INIT_FROM).read_text(encoding="utf-8")
-    initial_sha256 = checkpoint.start_from(INITIAL, model) if initial else ""
-    if params.sharding == "none":
-        model.to(workers.device)  # else fsdp moves it block by block, since the whole may not fit
+    with explain_lack_of_memory(None, params, workers.count):
+        model = MiniGPT(ModelConfig.from_params(tokenizer.vocab_size, params), seed=params.seed)
+        initial_sha256 = checkpoint.start_from(INITIAL, model) if initial else ""
+        if params.sharding == "none":
+            model.to(workers.device)  # else fsdp moves it block by block, since the whole may not fit
     precision = choose_precision(params.precision, workers.device)
     environment = describe_environment(workers.device, precision, workers.count)
     inputs = training_inputs(Path(), params.model_dump(), environment)

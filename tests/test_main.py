@@ -99,7 +99,9 @@ def test_a_terminal_shows_a_question_mark_for_what_it_lacks(project):
 def test_params_are_written_as_utf8_whatever_the_locale(project):
     path = project / "params.yaml"
     path.write_text('prompt: "Вой"  # русский\nsteps: 5\n', encoding="utf-8")
-    code = f"import main, pathlib; main.PARAMS = pathlib.Path({str(path)!r}); main.write_params({{'steps': 6}})"
+    code = (
+        f"import main, pathlib; main.PARAMS = pathlib.Path({str(path)!r}); main.write_params({{'steps': 6}})"
+    )
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([main.sys.executable, "-c", code], cwd=ROOT, env=os.environ | plain, check=True)
     assert path.read_text(encoding="utf-8") == 'prompt: "Вой"  # русский\nsteps: 6\n'

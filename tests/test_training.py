@@ -3,6 +3,7 @@ import math
 import resource
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,20 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from minilm import MiniGPT, ModelConfig, train
+from conftest import ROOT
+from minilm import CharTokenizer, MiniGPT, ModelConfig, train
+from minilm.checkpoint import INIT_FROM
 from minilm.data.batches import RandomBatches
+from minilm.data.provenance import Source
 from minilm.device import choose_precision
 from minilm.errors import InputError, TrainingDiverged
-from minilm.params import TrainParams
+from minilm.params import TrainParams, load_params
 from minilm.training import loop
+from minilm.training.distributed import Workers
 from minilm.training.loop import Training
 from minilm.training.reports import best_report
 from minilm.training.snapshots import Snapshots
+from stages import train as train_stage
 
 PARAMS = TrainParams(
     block_size=8, embed_dim=16, num_heads=2, num_layers=1, batch_size=8, steps=40, eval_interval=15,
@@ -196,20 +202,41 @@ def test_a_peak_measured_beside_another_process_is_measured_again(monkeypatch):
     assert [f / r.mfu for f, r in zip(flops, reports, strict=True)] == pytest.approx([1e9, 3e9, 3e9])
 
 
+@contextmanager
+def little_memory():
+    """300 MB more than is used now."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
 @pytest.mark.parametrize(
     ("batch_size", "block_size"), [(65536, 4096), (2048, 512)]
 )  # NumPy's end, and torch's
 def test_without_memory_it_says_what_to_lower(batch_size, block_size):
     params = changed(batch_size=batch_size, block_size=block_size, eval_batches=1)
-    model, limits = MiniGPT(ModelConfig(6, block_size, 16, 2, 1)), resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), limits[1]))
-    try:
-        with pytest.raises(InputError, match=rf"batch_size {batch_size:,}, .* takes some [\d,.]+ GB; lower"):
-            train(model, np.tile(NOISE, 100), NOISE, params)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
+    model = MiniGPT(ModelConfig(6, block_size, 16, 2, 1))
+    message = rf"batch_size {batch_size:,}, .* takes some [\d,.]+ GB; lower"
+    with little_memory(), pytest.raises(InputError, match=message):
+        train(model, np.tile(NOISE, 100), NOISE, params)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
+def test_a_model_that_does_not_fit_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (train_stage.ENCODED, train_stage.INITIAL, Path("data/raw")):
+        folder.mkdir(parents=True)
+    Source("x", "file:x", None, {}, "").save(Path("data/raw/source.json"))
+    CharTokenizer("ab").save(train_stage.ENCODED / "tokenizer.json")
+    (train_stage.INITIAL / INIT_FROM).touch()
+    params = load_params(ROOT / "params.yaml", {"embed_dim": "16384", "num_layers": "64"})
+    with little_memory(), pytest.raises(InputError, match="the model alone is too large; lower embed_dim or"):
+        train_stage.train_model(params, Workers(torch.device("cpu")))
 
 
 def test_compilation_without_a_compiler_is_refused(monkeypatch):

@@ -25,8 +25,8 @@ def bytes_needed(model: MiniGPT, params: TrainParams, processes: int = 1) -> int
 
 
 @contextmanager
-def explain_lack_of_memory(model: MiniGPT, params: TrainParams, processes: int) -> Iterator[None]:
-    """Say how much memory is needed, and what lowers it.
+def explain_lack_of_memory(model: MiniGPT | None, params: TrainParams, processes: int) -> Iterator[None]:
+    """Say how much memory is needed, and what lowers it; without a model that one does not even fit.
 
     Raises:
         InputError: the block ran out of memory.
@@ -38,6 +38,10 @@ def explain_lack_of_memory(model: MiniGPT, params: TrainParams, processes: int) 
         classes = MemoryError | torch.OutOfMemoryError
         if not isinstance(error, classes) and "allocate memory" not in str(error):
             raise
+        if model is None:
+            raise InputError(
+                "out of memory: the model alone is too large; lower embed_dim or num_layers"
+            ) from error
         needed = bytes_needed(model, params, processes) / 1e9
         raise InputError(
             f"out of memory: training with batch_size {params.batch_size:,}, grad_accumulation "
