@@ -112,10 +112,11 @@ def test_a_lost_process_ends_the_stage_and_the_next_run_resumes(alone, sharding)
             "    try:\n        raise RuntimeError('gloo')\n    finally:\n        stop()",
             "connection to another process",
         ),
+        ("    raise RuntimeError('shapes differ')", "\nRuntimeError: shapes differ"),
         ("    stop()", "Signal 15 (SIGTERM)"),
     ],
 )
-def test_sigterm_waits_only_for_an_error_that_propagates(body, said, tmp_path, python):
+def test_a_lost_connection_is_told_from_other_errors_and_sigterm_waits_for_it(body, said, tmp_path, python):
     (tmp_path / "script.py").write_text(
         "import os, signal\nfrom minilm.training.distributed import join_workers\n"
         "stop = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -124,7 +125,8 @@ def test_sigterm_waits_only_for_an_error_that_propagates(body, said, tmp_path, p
     command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHON_EXEC": str(python)}
     done = subprocess.run([*command, tmp_path / "script.py"], env=env, capture_output=True, text=True)
-    assert said in done.stderr
+    assert said in re.sub(r"\[rank0\]:\s?", "", done.stderr)
+    assert ("WorkerLost" in done.stderr) == ("gloo" in body)
 
 
 def test_told_to_stop_three_processes_resume_to_the_same_bytes(alone):
