@@ -209,7 +209,7 @@ def generate(overrides: dict[str, str]) -> None:
     from minilm.data.tokenizer import describe_unknown
     from minilm.device import choose_device
     from minilm.generation.kv_cache import useful_threads
-    from minilm.generation.text import stream
+    from minilm.generation.text import stream, with_newlines
 
     if not MODEL.exists() and training_is_under_way():
         raise InputError(f"{MODEL} is missing while a training is under way, which writes it at its end")
@@ -218,13 +218,13 @@ def generate(overrides: dict[str, str]) -> None:
         print(source, file=sys.stderr)
     model, tokenizer = load(MODEL, choose_device(params.device))
     torch.set_num_threads(useful_threads(model))
-    if "prompt" not in overrides and tokenizer.unknown_characters(params.prompt):
+    if "prompt" not in overrides and tokenizer.unknown_characters(with_newlines(params.prompt)):
         known = next(filter(str.isalpha, tokenizer.characters), tokenizer.characters[0])
         raise InputError(
             f"prompt: {params.prompt!r}, from params.yaml, has characters that the model never saw; give "
             f"another, such as --prompt {shlex.quote(known)}"
         )
-    if unknown := tokenizer.unknown_characters(params.stop):
+    if unknown := tokenizer.unknown_characters(with_newlines(params.stop)):
         print(f"WARNING: stop: {describe_unknown(unknown)}, so it never stops there", file=sys.stderr)
     settings = params.model_dump(exclude={"num_samples", "sample_seed", "device"})
     # One text is what a prompt asks for, unless more are asked for here.

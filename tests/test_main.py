@@ -68,6 +68,14 @@ def test_the_default_prompt_is_known_to_be_params_yamls(project):
         main.generate({})
 
 
+def test_a_line_end_of_windows_in_stop_is_no_unknown_character(project, capsys):
+    tokenizer = CharTokenizer("ACGT\n")
+    model = MiniGPT(ModelConfig(tokenizer.vocab_size, 8, 8, 1, 1))
+    checkpoint.save(main.MODEL, model, tokenizer, {}, Source("dna", "file:dna", None, {"train": 0}, ""), {})
+    main.generate({"prompt": "A\r\n", "stop": "\r\n", "max_new_tokens": "3"})
+    assert "never" not in capsys.readouterr().err
+
+
 def test_during_a_training_a_missing_model_is_explained(project):
     (project / "models").rename(project / "elsewhere")
     with pytest.raises(InputError, match="train a model"):
