@@ -148,12 +148,12 @@ def test_what_does_not_map_is_named_with_what_would(settings, expected, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_the_classic_recipe_maps_and_of_the_modern_one_only_the_softcap_does_not(tmp_path):
+def test_the_classic_recipe_maps_and_what_of_the_modern_one_does_not_is_named(tmp_path):
     for recipe in ("classic", "modern"):
         params = load_params(ROOT / "params.yaml", load_recipe(ROOT / "recipes" / f"{recipe}.yaml")).train
         save_model(tmp_path / recipe, ModelConfig.from_params(CONFIG.vocab_size, params))
     assert export(tmp_path / "classic", tmp_path / "out").startswith("GPT-2")
-    with pytest.raises(InputError, match=r"transformers: Persimmon wants logit_softcap 0.0, not 15.0$"):
+    with pytest.raises(InputError, match=r"Persimmon wants logit_softcap 0.0, not 15.0, and token_shift"):
         export(tmp_path / "modern", tmp_path / "out 2")
 
 

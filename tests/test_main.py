@@ -3,16 +3,22 @@
 import os
 import signal
 import subprocess
+import time
 
 import pytest
+import torch
 
 import main
 from conftest import ROOT
-from minilm import MiniGPT, ModelConfig, checkpoint
+from minilm import MiniGPT, ModelConfig, checkpoint, train
+from minilm.data.batches import write_tokens
 from minilm.data.provenance import Source
 from minilm.data.tokenizer import CharTokenizer
 from minilm.errors import InputError
+from minilm.params import TrainParams
+from minilm.training.distributed import Workers
 from minilm.training.fingerprint import training_lock
+from stages import steps
 
 
 @pytest.fixture
@@ -135,3 +141,30 @@ def test_what_ends_main_py_is_passed_on_to_dvc(monkeypatch):
         for number, handler in before.items():
             signal.signal(number, handler)
     assert received == [signal.SIGINT] * 3
+
+
+@pytest.mark.parametrize(
+    "words", [["--generate", "--seconds", "9"], ["--train", "--seconds", "9", "--steps", "9"]]
+)
+def test_seconds_go_with_train_and_without_steps(words, monkeypatch, capsys):
+    monkeypatch.setattr(main.sys, "argv", ["main.py", *words])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert "--seconds" in capsys.readouterr().err
+
+
+def test_as_many_steps_as_fit_into_a_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "to be or not to be, that is the question. " * 100
+    tokenizer = CharTokenizer.from_text(text)
+    for split in ("train", "validation"):
+        write_tokens(tmp_path / f"{split}.npy", [tokenizer.encode(text)], tokenizer.dtype)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    monkeypatch.setattr(steps, "ENCODED", tmp_path)
+    params = TrainParams(block_size="16", embed_dim="16", eval_interval="20")
+    fitting = steps.steps_within(4, params, Workers(torch.device("cpu")))
+    tokens = tokenizer.encode(text)
+    model = MiniGPT(ModelConfig.from_params(tokenizer.vocab_size, params), seed=params.seed)
+    start = time.perf_counter()
+    train(model, tokens, tokens, params.model_copy(update={"steps": fitting}))
+    assert 1 < time.perf_counter() - start < 16  # the machine's speed may change meanwhile
