@@ -30,7 +30,10 @@ PARAMS = TrainParams(
 
 
 def new_model() -> MiniGPT:
-    return MiniGPT(ModelConfig(6, 8, 16, 2, 1, attention_dropout=0.1, mlp_dropout=0.1), seed=4)
+    config = ModelConfig(
+        6, 8, 16, 2, 1, attention_dropout=0.1, mlp_dropout=0.1, token_shift=0.5, ngram_embedding=3
+    )
+    return MiniGPT(config, seed=4)
 
 
 class Killed(BaseException):
