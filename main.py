@@ -103,8 +103,9 @@ def train(overrides: dict[str, str], seconds: float | None) -> int:
     With `seconds`, the number of steps that take about so long is measured first and written there too, so
     that the result can be reproduced from params.yaml like any other.
     """
-    if "dataset" in overrides:
-        overrides["dataset"] = as_seen_from_root(overrides["dataset"])
+    for key in ("dataset", "init_from"):
+        if overrides.get(key):
+            overrides[key] = as_seen_from_root(overrides[key])
     params = load_params(PARAMS, overrides)
     require_git()
     write_params(
@@ -175,7 +176,7 @@ def run_to_its_end(command: list[str], env: dict[str, str]) -> int:
 
 
 def as_seen_from_root(dataset: str) -> str:
-    """A path of a text that lies where the caller is, as the pipeline finds it; other names as they are."""
+    """A path seen from where the caller is, as the pipeline finds it; other names as they are."""
     from minilm.data.corpus import is_hub_name
 
     path = Path(os.path.abspath(expand_home(dataset)))  # noqa: PTH100 - resolve() would follow links

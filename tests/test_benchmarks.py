@@ -5,8 +5,10 @@ import platform
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from benchmarks import bench, ladder
 from benchmarks.plain import PlainGPT
@@ -62,10 +64,10 @@ def test_a_ladder_trains_each_candidate_with_each_seed_and_pairs_them():
     assert narrow.steps > wide.steps
 
 
-def test_the_interval_is_that_of_students_t():
-    # NIST/SEMATECH's table of the distribution: 2.776 for four degrees of freedom.
-    mean, low, high = ladder.paired_interval([1, 2, 3, 4, 5])
-    assert mean == 3
-    assert (low, high) == pytest.approx(
-        (3 - 2.776 * (2.5 / 5) ** 0.5, 3 + 2.776 * (2.5 / 5) ** 0.5), abs=1e-3
-    )
+@pytest.mark.parametrize("count", range(2, 11))
+def test_the_interval_is_that_of_students_t(count):
+    differences = np.random.default_rng(count).normal(0.1, 0.02, count)
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    mean, low, high = ladder.paired_interval(differences.tolist())
+    assert mean == pytest.approx(differences.mean())
+    assert (low, high) == pytest.approx(tuple(expected), rel=1e-3)

@@ -111,6 +111,7 @@ def test_the_command_line_takes_a_path_as_the_caller_sees_it(tmp_path, monkeypat
         assert main.as_seen_from_root(name) == str(tmp_path / "my book.txt")
     monkeypatch.chdir(ROOT / "tests")
     assert main.as_seen_from_root("../LICENSE") == "LICENSE"
+    assert main.as_seen_from_root("../models") == "models"
     assert main.as_seen_from_root("missing.txt") == "missing.txt"
     assert main.as_seen_from_root("wikitext-2") == "wikitext-2"
     assert main.as_seen_from_root("~nobody-here/book.txt") == "~nobody-here/book.txt"
@@ -189,10 +190,10 @@ def test_a_trained_model_is_trained_further(fresh, tmp_path):
     assert stages_run(fresh.dvc("repro")) == set()
     # In a temporary folder, on another text, which is encoded with the model's vocabulary.
     (tmp_path / "book.txt").write_text("The quick brown fox. \u2603" * 40)
-    output = fresh.dvc("exp", "run", "--temp", *settings, "-S", f"dataset={tmp_path / 'book.txt'}")
+    output = fresh.dvc("exp", "run", "--temp", *settings, "-S", f"dataset={tmp_path / 'book.txt'}", "encode")
     assert "encode: WARNING: init_from: the model never saw '\u2603' (U+2603)" in output
     # What models/minilm is now is taken, not a copy of an earlier one from a cache.
-    fresh.dvc("exp", "run", "-S", "init_from=", "-S", "seed=3")
+    fresh.dvc("exp", "run", "-S", "init_from=", "-S", "seed=3", "train")
     third = read_info(model)
     fresh.dvc("exp", "run", *settings, "-S", "seed=1337", "train")
     assert read_info(model).initial_sha256 == third.model_sha256 != first.model_sha256

@@ -328,7 +328,7 @@ def test_experiments_that_make_a_model_are_named_in_its_run(lab):
     lab.dvc("exp", "run", "--name", "hot", "-S", "temperature=1.5")
     tags = run_of_id(lab, run_id).data.tags
     assert (tags["dvc_experiments"], tags["mlflow.note.content"]) == ("hot, warm, other", "The best one!")
-    lab.dvc("exp", "run", "--name", "odd", "-S", "seed=18")
+    lab.dvc("exp", "run", "--name", "odd", "-S", "seed=18", "train")
     (lab.folder / "params.yaml").write_text(lab.read("params.yaml") + "unknown: 1\n")
     lab.dvc("exp", "save", "--force", "--name", "odd")
     for name in ("params.yaml", "dvc.lock"):
