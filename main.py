@@ -29,7 +29,7 @@ def main() -> None:
     try:
         if arguments["recipe"] and arguments["train"]:
             overrides = load_recipe(RECIPES / f"{arguments['recipe']}.yaml") | overrides
-        if arguments["seconds"] and "steps" in overrides and arguments["steps"]:
+        if arguments["seconds"] and arguments["steps"]:
             parser.error("--seconds sets steps; give one of the two")
         if arguments["train"]:
             sys.exit(train(overrides, arguments["seconds"]))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers.models import randomized
 from minilm import MiniGPT, ModelConfig
 from minilm.errors import InputError
 from minilm.generation import kv_cache, naive
@@ -15,15 +16,6 @@ from minilm.model.config import ACTIVATIONS, NORMALIZATIONS, POSITIONS
 from minilm.model.local_context import NGramEmbedding, token_shift
 
 CONFIG = ModelConfig(11, 12, 24, 3, 2, token_shift=0.5, ngram_embedding=3, ngram_rows=200)
-
-
-def randomized(config: ModelConfig) -> MiniGPT:
-    """Every weight far from zero, so that each one matters."""
-    model = MiniGPT(config).eval()
-    generator = torch.Generator().manual_seed(5)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return model
 
 
 def test_token_shift_takes_the_first_channels_from_the_position_before():

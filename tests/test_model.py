@@ -14,6 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from helpers.models import randomized
 from minilm import MiniGPT, ModelConfig, SelfAttention, TransformerBlock
 from minilm.errors import InputError
 from minilm.model.config import ACTIVATIONS, NORMALIZATIONS, POSITIONS
@@ -21,15 +22,6 @@ from minilm.model.gpt import MLP, normalization
 from minilm.model.positions import alibi_slopes, rope_rotation, rotate
 
 CONFIG = ModelConfig(vocab_size=11, block_size=12, embed_dim=24, num_heads=3, num_layers=2)
-
-
-def randomized(config: ModelConfig) -> MiniGPT:
-    """Weights far from their initial values, gains and biases included, so that every one matters."""
-    model = MiniGPT(config).eval()
-    generator = torch.Generator().manual_seed(5)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return model
 
 
 def as_gpt2(model: MiniGPT) -> GPT2LMHeadModel:
