@@ -31,15 +31,16 @@ def gumbel_noise(
     """What makes the largest logit a draw from softmax(logits / temperature); yields (B, V) per character.
 
     Gumbel noise times the temperature: the Gumbel-max trick ("A* Sampling", Maddison et al., 2014). Each of
-    the B texts has its own generator, so that it does not depend on those beside it.
+    the B texts has its own generator, so that it does not depend on those beside it: the Mersenne Twister
+    of 32 bits, which the explorer's page computes too.
     """
-    generators = [np.random.default_rng(seed) for seed in seeds]
+    generators = [np.random.RandomState(seed % 2**32) for seed in seeds]
     steps = max(1, 2**14 // vocab_size)  # made at once, which is faster
     while True:
-        exponential = [
-            generator.standard_exponential((steps, vocab_size), np.float32) for generator in generators
+        bits = [
+            generator.randint(2**32, size=(steps, vocab_size), dtype=np.uint32) for generator in generators
         ]
-        # A zero would be infinite noise, drawn whatever the logit.
-        noise = -temperature * torch.from_numpy(np.stack(exponential, axis=1)).clamp(min=1e-30).log()
+        uniform = (np.stack(bits, axis=1) + 0.5) / 2**32  # above 0 and below 1
+        noise = torch.from_numpy(-temperature * np.log(-np.log(uniform))).float()
         noise[..., UNKNOWN_ID] = -torch.inf  # never drawn: it stands for no text
         yield from noise.to(device)
