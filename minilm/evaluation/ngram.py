@@ -92,14 +92,17 @@ class NGramModel:
             places = np.flatnonzero(ids != _UNSEEN)
             context = ids[places]
             codes = context * self.vocab_size + tokens[row:][places]
-            rank = np.searchsorted(counts.codes, codes).clip(max=len(counts.codes) - 1)
+            order = codes.argsort()  # those looked up one after the other then lie beside each other
+            rank = np.empty_like(order)
+            rank[order] = counts.codes.searchsorted(codes[order])
+            rank = rank.clip(max=len(counts.codes) - 1)
             seen = counts.codes[rank] == codes
             times = np.where(seen, counts.times[rank], 0)
             total, types = counts.context_times[context], counts.context_types[context]
             lower = found[row, row:][places]
             smoothed = (times + types * lower) / np.maximum(1, total + types)
-            # Also the start of the orders above, and final where they have no counts.
-            found[row:, row:][:, places] = np.where(total > 0, smoothed, lower)
+            found[row, row:][places] = np.where(total > 0, smoothed, lower)
+            found[row + 1 :] = found[row]  # the start of the orders above, and final where they have no counts
             ids[places] = np.where(seen, rank, _UNSEEN)
             ids = ids[:-1]
         return found

@@ -73,7 +73,7 @@ class Evaluation:
     perplexity: float  # per character
     word_perplexity: float  # per word between white space, from the nats of the whole split
     accuracy: float  # share of characters that were the most likely one
-    top5_accuracy: float  # share of characters that were among the five most likely
+    top5_accuracy: float  # share of characters with at most four more probable ones
     calibration_error: float
     unknown_char_rate: float  # share of characters that the vocabulary lacks
     by_position: list[PositionRow]
@@ -110,14 +110,14 @@ def evaluate(
     # Rows of sums: a sum's error stays below that of its terms.
     positions = min(model.config.block_size, max(0, len(tokens) - 1))
     by_position = np.zeros((3, positions))  # characters, nats, squared nats
-    by_kind = np.zeros((4, len(KINDS)))  # characters, nats, correct, correct among the five most likely
+    by_kind = np.zeros((4, len(KINDS)))  # characters, nats, correct, with at most four more probable ones
     by_confidence = np.zeros((3, BINS))  # characters, confidence, correct
     for log_probs, targets, scored in _predictions(model, tokens, context, batch_size, precision):
         nats = -_of_targets(log_probs, targets)  # (batch, time)
         log_probs, targets = log_probs[scored], targets[scored]  # (scored, V) and (scored,)
         confidence, guesses = log_probs.max(-1)
         correct = guesses == targets
-        near = (log_probs.topk(min(5, log_probs.shape[-1])).indices == targets[:, None]).any(-1)
+        near = (log_probs > -nats[scored][:, None]).sum(-1) <= 4
         places = np.broadcast_to(np.arange(nats.shape[1]), nats.shape)
         by_position += _sums(places.ravel(), positions, nats.flatten(), nats.double().square().flatten())
         by_kind += _sums(kinds[targets.cpu().numpy()], len(KINDS), nats[scored], correct, near)

@@ -30,7 +30,7 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
         mask: (H, T, T), added to the scores; None is the causal mask.
         dropout: of the attention weights.
     """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled():
         # On a CPU the fused kernel's backward pass in bfloat16 takes several times as long as this.
         batch, heads, time, channels = query.shape
         if mask is None:
