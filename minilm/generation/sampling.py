@@ -12,17 +12,18 @@ from minilm.generation.config import Sampling
 
 def limit(logits: Tensor, sampling: Sampling) -> Tensor:
     """Minus infinity for what must not be drawn, by one limit after the other: (B, V) -> (B, V)."""
-    if not (0 < sampling.top_k < logits.shape[-1] or sampling.top_p < 1 or sampling.min_p):
-        return logits
     logits[:, UNKNOWN_ID] = -torch.inf
-    ranked, order = logits.sort(descending=True, stable=True)
-    if sampling.top_k:
-        ranked[:, sampling.top_k :] = -torch.inf
-    probabilities = torch.softmax(ranked / max(sampling.temperature, 1e-30), dim=-1)
-    # A character stays if those before it have not reached top_p yet, so the most likely always does.
-    ranked[probabilities.cumsum(-1) - probabilities >= sampling.top_p] = -torch.inf
-    ranked[probabilities < sampling.min_p * probabilities[:, :1]] = -torch.inf
-    return torch.empty_like(logits).scatter(-1, order, ranked)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        likely, which = logits.topk(sampling.top_k)
+        logits = torch.full_like(logits, -torch.inf).scatter_(-1, which, likely)
+    if sampling.top_p < 1 or sampling.min_p:
+        ranked, order = logits.sort(descending=True, stable=True)
+        probabilities = torch.softmax(ranked / max(sampling.temperature, 1e-30), dim=-1)
+        # A character stays if those before it have not reached top_p yet, so the most likely always does.
+        ranked[probabilities.cumsum(-1) - probabilities >= sampling.top_p] = -torch.inf
+        ranked[probabilities < sampling.min_p * probabilities[:, :1]] = -torch.inf
+        logits = torch.empty_like(logits).scatter(-1, order, ranked)
+    return logits
 
 
 def gumbel_noise(
