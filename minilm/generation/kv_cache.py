@@ -15,6 +15,7 @@ Shapes as in gpt.py: B texts, T characters, C channels, H heads, D channels per 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -33,15 +34,21 @@ from minilm.model.positions import alibi_bias, alibi_slopes, rope_rotation, rota
 
 # More at once are not faster: their keys and values no longer fit into a processor's cache.
 _TEXTS_AT_ONCE = 32
+_DRAWN_AT_ONCE = 8
 # Fewer multiplications than this are faster on one core than divided among several.
 _WORK_PER_THREAD = 1_500_000
 
 
-@torch.inference_mode()
 def generate_ids(model: MiniGPT, ids: Tensor, sampling: Sampling) -> Iterator[int]:
-    """Yield the ids that follow `ids`, (T,), each as soon as it is drawn."""
-    for drawn in _draw(model, ids, sampling, [sampling.seed]):
-        yield int(drawn)
+    """Yield the ids that follow `ids`, (T,), as they are drawn, a few at a time."""
+    draws = _draw(model, ids, sampling, [sampling.seed])
+    while True:
+        # To enter this mode takes as long as some operations of a step, and it must end before each yield.
+        with torch.inference_mode():
+            drawn = [int(each) for each in islice(draws, _DRAWN_AT_ONCE)]
+        if not drawn:
+            return
+        yield from drawn
 
 
 @torch.inference_mode()

@@ -113,10 +113,12 @@ def encode_prompt(tokenizer: CharTokenizer, prompt: str) -> Tensor:
 def _until(stop: str, prompt: str, pieces: Iterable[str]) -> Iterator[str]:
     """The prompt, then the pieces, up to where `stop` begins in them."""
     yield prompt
+    if not stop:
+        yield from pieces
     held = ""
     for piece in pieces:
         held += piece
-        if stop and stop in held:
+        if stop in held:
             yield held.partition(stop)[0]
             return
         # What may be the beginning of `stop` waits for the next piece.
