@@ -1,0 +1,140 @@
+// film.js: the model as it was after more and more steps of training. Top-level names: filmPanel.
+
+const FILM_LENGTH = 160; // characters of a sample
+const FILM_PAUSE = 900; // milliseconds that a frame is shown at least, when the film plays
+const FILM_TEXT = 40; // characters of the passage whose attention is shown
+
+function filmPanel(page) {
+  const [play, slider, prompt, sample, note] =
+    ["film-play", "film-frame", "film-prompt", "film-sample", "film-loss-note"].map(page.find);
+  const bars = new Bars(page.find("film-bars"));
+  const { film, steps, loss, config, vocabulary, settings, test_text: test } = page.data.models[0];
+  const measured = []; // loss of the passage after each frame that has been shown
+  let kept = new Map(); // what the frames say to the prompt
+  let playing = false;
+
+  // The last frame is the trained model itself, which is not kept twice.
+  const frames = film.length + 1;
+  const stepOf = index => (index < film.length ? film[index].step : steps);
+  const options = index => ({ model: 0, frame: index < film.length ? index : undefined });
+
+  // What a frame says; computed once for each prompt.
+  function content(index) {
+    if (!kept.has(index)) kept.set(index, compute(index, prompt.value));
+    return kept.get(index);
+  }
+
+  async function compute(index, before) {
+    const { client } = page;
+    const passage = client.encode(test).slice(0, config.block_size);
+    const shown = passage.slice(0, FILM_TEXT);
+    const ids = client.encode(before).slice(-config.block_size);
+    const [next, logits, inside] = await Promise.all([
+      client.logits(ids, options(index)),
+      client.logits(passage, options(index)),
+      client.inside(shown, options(index)),
+    ]);
+    const nats = passage.slice(1).map((id, i) => -Math.log(probabilitiesOf(logits, i, config.vocab_size)[id]));
+    measured[index] = nats.reduce((a, b) => a + b, 0) / nats.length;
+    const { temperature, top_k: topK, top_p: topP, min_p: minP, seed } = settings;
+    const written = client.generate(
+      { temperature, topK, topP, minP, seed, prompt: before, maxNewTokens: FILM_LENGTH }, () => {}, options(index)).done;
+    return {
+      chances: probabilitiesOf(next, ids.length - 1, config.vocab_size),
+      attention: inside.attention,
+      time: shown.length,
+      text: await written,
+    };
+  }
+
+  const show = newest(async () => {
+    const index = Number(slider.value);
+    if (!prompt.value) {
+      sample.textContent = "Write a prompt of at least one character.";
+      return;
+    }
+    const { chances, attention, time, text } = await content(index);
+    const best = [...chances.keys()].sort((a, b) => chances[b] - chances[a]).slice(0, 8);
+    bars.show(best.map(id => ({ character: vocabulary[id], after: chances[id] })), { scale: 1 });
+    sample.replaceChildren(element("b", { textContent: prompt.value }), text.slice(prompt.value.length));
+    showThumbnails(page.find("film-heads"), attention, time);
+    drawLoss();
+  });
+
+  // What can be shown at once; the rest follows when the model has computed it.
+  function move() {
+    page.find("film-step").textContent = `${stepOf(Number(slider.value)).toLocaleString("en")} of ${steps.toLocaleString("en")}`;
+    slider.setAttribute("aria-valuetext", `step ${stepOf(Number(slider.value))}`);
+    drawLoss();
+    return show();
+  }
+
+  function pause() {
+    playing = false;
+    play.textContent = "Play";
+  }
+
+  async function run() {
+    if (playing) return pause();
+    playing = true;
+    play.textContent = "Pause";
+    if (Number(slider.value) === frames - 1) slider.value = 0;
+    while (playing) {
+      move();
+      const index = Number(slider.value);
+      // The next frame is computed while this one is looked at.
+      await Promise.all([content(index), content(Math.min(index + 1, frames - 1)), new Promise(done => setTimeout(done, FILM_PAUSE))]);
+      if (!playing) return;
+      if (index >= frames - 1) return pause();
+      slider.value = index + 1;
+    }
+  }
+
+  function drawLoss() {
+    const chart = page.find("film-loss");
+    const [width, height, left, bottom] = [chart.clientWidth, 230, 34, 34];
+    const index = Number(slider.value);
+    const points = [...measured.entries()].filter(([, value]) => value !== undefined).map(([i, value]) => [stepOf(i), value]);
+    const curve = values => loss.step.map((step, i) => [step, values[i]]).filter(([, value]) => Number.isFinite(value));
+    const curves = { train: curve(loss.train_loss), val: curve(loss.val_loss) };
+    const values = [...points, ...curves.train, ...curves.val].map(point => point[1]);
+    const [low, high] = [Math.floor(Math.min(...values, 2)), Math.ceil(Math.max(...values, Math.log(config.vocab_size)))];
+    // Steps on a logarithmic axis, as the frames double.
+    const x = step => left + 6 + ((width - left - 16) * Math.log(step)) / Math.log(Math.max(2, steps));
+    const y = value => 8 + ((height - bottom - 8) * (high - value)) / (high - low);
+    const path = of => of.map(([step, value], i) => `${i ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+    const label = (at, text, anchor) => drawing("text", { x: at[0], y: at[1], "text-anchor": anchor }, text);
+    const ticks = [1, 10, 100, 1000, 10000, 100000].filter(step => step <= steps);
+    const lines = Array.from({ length: high - low + 1 }, (_, i) => low + i);
+    const told = measured[index] === undefined ? "" : `The loss of a passage of the test split after step ${stepOf(index)}: ${measured[index].toFixed(2)} nats per character. `;
+    note.textContent = `${told}Dots: that passage, measured in this page. Lines: the losses that training reported, dashed for its own text.`;
+    chart.replaceChildren(drawing("svg", { width, height, role: "img", "aria-label": `Loss in nats per character by step. ${told}` },
+      ...lines.flatMap(value => [
+        drawing("path", { class: "grid", d: `M${left} ${y(value)}H${width}` }), label([left - 6, y(value) + 4], `${value}`, "end")]),
+      ...ticks.map(step => label([x(step), height - bottom + 18], step.toLocaleString("en"), "middle")),
+      label([width - 2, height - 2], "step", "end"),
+      drawing("path", { class: "marker", d: `M${x(stepOf(index))} 4V${height - bottom}` }),
+      drawing("path", { class: "train", d: path(curves.train) }),
+      drawing("path", { class: "val", d: path(curves.val) }),
+      ...points.map(([step, value]) => drawing("circle", {
+        cx: x(step), cy: y(value), r: step === stepOf(index) ? 5 : 3, class: step === stepOf(index) ? "now" : "" })),
+    ));
+  }
+
+  prompt.value = page.data.models[0].prompt;
+  headThumbnails(page.find("film-heads"), config);
+  slider.max = frames - 1;
+  slider.value = frames - 1;
+  slider.oninput = () => {
+    pause();
+    move();
+  };
+  play.onclick = run;
+  prompt.oninput = () => {
+    pause();
+    play.disabled = !prompt.value;
+    kept = new Map();
+    show();
+  };
+  return { refresh: move, redraw: drawLoss };
+}

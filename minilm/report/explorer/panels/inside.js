@@ -1,0 +1,94 @@
+// inside.js: the text that is looked into, and the surprise of its characters. Top-level names: insidePanel.
+
+const MOST_BITS = 8; // from which on all characters have the same color, as in surprisal.html
+const MOST_CHARACTERS = 5000; // longer texts take seconds at each key
+
+function insidePanel(page, written) {
+  const [input, note] = ["inside-text", "inside-note"].map(page.find);
+  const text = new CharacterText(page.find("surprise-text"), "Surprise; the arrow keys choose a character", choose);
+  const off = { heads: [], mlps: [] };
+  // What the parts show: `characters` and their `bits`; and, of those from `start` on, which the model reads at once,
+  // `ids`, `logits`, `attention` and `lens`. `chosen` is an index into `characters`.
+  let view = null;
+  const read = newest(async () => {
+    const { model, client, current: { config } } = page;
+    const characters = Array.from(input.value).slice(-MOST_CHARACTERS);
+    const start = Math.max(0, characters.length - config.block_size);
+    note.textContent =
+      describeText(characters, page.current.vocabulary, config.block_size, "attention and what is below it show the text");
+    if (!characters.length) return;
+    const all = client.encode(characters.join(""), model);
+    const ids = all.slice(start);
+    const nats = await client.surprisal(all, { model, off });
+    const inside = await client.inside(ids, { model, off });
+    const same = view && view.characters.join("") === characters.join("");
+    const chosen = same ? view.chosen : characters.length - 1;
+    view = { characters, start, ids, nats, ...inside, chosen, size: config.vocab_size, time: ids.length };
+    await Promise.all(parts.map(part => part.load?.(view)));
+    show();
+  });
+
+  const parts = [attentionPart, switchesPart, lensPart, neighboursPart].map(part => part(page, { choose, switched: read, off }));
+
+  function choose(index) {
+    view.chosen = index;
+    showPlace();
+  }
+
+  function show() {
+    text.show(view.characters, (span, index) => {
+      const bits = view.nats[index] / Math.LN2;
+      span.style.setProperty("--share", `${(100 * Math.min(bits || 0, MOST_BITS)) / MOST_BITS}%`);
+      span.title = index ? `${spoken(view.characters[index])}: ${bits.toFixed(1)} bits` : "nothing comes before it";
+      span.classList.toggle("unknown", !page.current.vocabulary.includes(view.characters[index]));
+    });
+    for (const part of parts) part.show?.(view);
+    showPlace();
+  }
+
+  function showPlace() {
+    const { characters, chosen, nats } = view;
+    text.choose(chosen);
+    const bits = nats[chosen] / Math.LN2;
+    page.find("surprise-place").textContent = chosen
+      ? `${visible(characters[chosen])} after ${characters.slice(Math.max(0, chosen - 12), chosen).map(visible).join("")}: ` +
+        `${bits.toFixed(2)} bits, a probability of ${percent(Math.exp(-nats[chosen]))}`
+      : "Nothing comes before the first character, so it has no surprise.";
+    // The place among the characters that the model reads at once.
+    const position = Math.max(0, chosen - view.start);
+    for (const part of parts) part.showPlace?.(view, position);
+  }
+
+  function give(content) {
+    input.value = content;
+    read();
+  }
+
+  input.oninput = read;
+  page.find("inside-test").onclick = () => give(passage(page));
+  page.find("inside-written").onclick = () => give(written());
+  page.find("inside-repeat").onclick = () => {
+    // No white space, which would make the repetition hard to see.
+    const known = page.current.vocabulary.filter((character, id) => id && /\S/.test(character));
+    const once = Array.from({ length: Math.min(24, page.current.config.block_size >> 1) },
+      () => known[Math.floor(Math.random() * known.length)]).join("");
+    give(once + once);
+  };
+  return {
+    refresh() {
+      off.heads = [];
+      off.mlps = [];
+      for (const part of parts) part.refresh?.();
+      if (!input.value) input.value = passage(page);
+      read();
+    },
+    redraw: () => view && showPlace(),
+  };
+}
+
+// What the model has not been trained on, from the beginning of a word and not longer than it can read.
+function passage(page, most = 120) {
+  const from = page.current.test_text.search(/\s\S/) + 1;
+  const length = Math.min(most, page.current.config.block_size);
+  return Array.from(page.current.test_text.slice(from)).slice(0, length).join("");
+}

@@ -1,0 +1,40 @@
+// neighbours.js: which characters have similar embeddings. Top-level names: neighboursPart.
+
+function neighboursPart(page) {
+  const choice = page.find("neighbour-of");
+  const bars = new Bars(page.find("neighbour-bars"), character => {
+    choice.value = page.current.vocabulary.indexOf(character);
+    show();
+  });
+
+  const show = newest(async () => {
+    const { vocabulary, config: { embed_dim: width } } = page.current;
+    const rows = await page.client.tensor("token_embedding.weight", { model: page.model });
+    const row = id => rows.subarray(id * width, (id + 1) * width);
+    const product = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
+    const length = vocabulary.map((_, id) => Math.sqrt(product(row(id), row(id))));
+    const of = Number(choice.value);
+    // A row of zeros points nowhere: its cosine is 0.
+    const cosine = vocabulary.map((_, id) => product(row(of), row(id)) / (length[of] * length[id] || 1));
+    const near = [...vocabulary.keys()].filter(id => id && id !== of).sort((a, b) => cosine[b] - cosine[a]);
+    bars.show(near.slice(0, 10).map(id => ({ character: vocabulary[id], after: cosine[id], note: cosine[id].toFixed(2) })),
+      { scale: 1 });
+  });
+
+  choice.onchange = show;
+  return {
+    refresh() {
+      choice.replaceChildren(...page.current.vocabulary.map((character, id) =>
+        element("option", { value: id, textContent: id ? `${visible(character)}${/\s/.test(character) ? ` ${spoken(character)}` : ""}` : "unknown" })));
+      choice.value = Math.max(1, page.current.vocabulary.indexOf("e"));
+      show();
+    },
+    // The chosen character of the text is the one whose neighbours are asked for.
+    showPlace({ characters, chosen }) {
+      const id = page.current.vocabulary.indexOf(characters[chosen]);
+      if (id < 1 || id === Number(choice.value)) return;
+      choice.value = id;
+      show();
+    },
+  };
+}

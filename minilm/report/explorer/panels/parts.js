@@ -1,0 +1,209 @@
+// parts.js: what several panels are made of. Top-level names: element, drawing, visible, spoken, percent,
+// probabilitiesOf, describeText, newest, CharacterText, Bars, drawAttention.
+
+const SIGNS = { " ": "␣", "\n": "⏎", "\t": "⇥" };
+const SPOKEN = { " ": "space", "\n": "line break", "\t": "tab", "\ufffd": "unknown character" };
+
+// An element with its properties and children. A string becomes a text node, so no text is ever run as HTML.
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+// The same for SVG, which has attributes only.
+function drawing(tag, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+// A character as it can be seen where it stands alone, as `visible` in minilm/report/html.py.
+function visible(character) {
+  if (character in SIGNS) return SIGNS[character];
+  if (/\p{M}/u.test(character)) return "\u25cc" + character;
+  if (/[\p{C}\p{Z}]/u.test(character)) {
+    return "U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  }
+  return character;
+}
+
+// The same for a screen reader, which passes over white space.
+function spoken(character) {
+  return SPOKEN[character] ?? visible(character);
+}
+
+function percent(share) {
+  return (100 * share).toFixed(share >= 0.0995 || share === 0 ? 0 : share >= 0.001 ? 1 : 2) + " %";
+}
+
+// softmax of one row of logits, (V).
+function probabilitiesOf(logits, row, size) {
+  const scores = logits.subarray(row * size, (row + 1) * size);
+  const largest = scores.reduce((a, b) => Math.max(a, b));
+  const powers = scores.map(score => Math.exp(score - largest));
+  const sum = powers.reduce((a, b) => a + b, 0);
+  return powers.map(power => power / sum);
+}
+
+// What a reader should know of a text that the model is given: what it lacks, and what it will not see.
+function describeText(characters, vocabulary, blockSize, whatIsCut) {
+  const notes = [];
+  const unknown = [...new Set(characters)].filter(character => !vocabulary.includes(character));
+  if (unknown.length) {
+    const named = unknown.slice(0, 5).map(visible).join(" ");
+    const more = unknown.length > 5 ? ` and ${unknown.length - 5} more` : "";
+    notes.push(`The model has never seen ${named}${more}: it reads the unknown character \ufffd there.`);
+  }
+  if (characters.length > blockSize) {
+    const cut = characters.length - blockSize;
+    notes.push(`The model reads ${blockSize} characters at once: ${whatIsCut} without the first ${cut}.`);
+  }
+  return notes.join(" ");
+}
+
+// A function that runs `work` for the newest call only: those that come while it runs wait, and replace each other.
+function newest(work) {
+  let running = false;
+  let waiting = null;
+  return async function run(...values) {
+    if (running) {
+      waiting = values;
+      return;
+    }
+    running = true;
+    try {
+      await work(...values);
+    } finally {
+      running = false;
+      const next = waiting;
+      waiting = null;
+      if (next) run(...next);
+    }
+  };
+}
+
+// A text whose characters can be chosen, with the mouse or, as in a list box, with the arrow keys.
+class CharacterText {
+  constructor(container, label, onChoose) {
+    Object.assign(container, { role: "listbox", tabIndex: 0, ariaLabel: label });
+    this.container = container;
+    this.characters = [];
+    this.chosen = -1;
+    this.onChoose = onChoose;
+    container.onclick = event => {
+      const index = [...container.children].indexOf(event.target);
+      if (index >= 0) onChoose(index);
+    };
+    container.onkeydown = event => {
+      const index = this.moved(event.key);
+      if (index === undefined || !this.characters.length) return;
+      event.preventDefault();
+      onChoose(Math.max(0, Math.min(this.characters.length - 1, index)));
+    };
+  }
+
+  // `decorate(span, index)` sets a character's look and its title. What is there already is kept: a text that
+  // grows by a few characters must not be built anew each time.
+  show(characters, decorate = () => {}) {
+    const { container } = this;
+    let kept = 0;
+    while (kept < characters.length && characters[kept] === this.characters[kept]) kept++;
+    while (container.children.length > kept) container.lastChild.remove();
+    const added = characters.slice(kept).map((character, index) =>
+      element("span", {
+        role: "option",
+        id: `${container.id}-${kept + index}`,
+        className: character === "\n" ? "newline" : "",
+        textContent: character === "\n" ? "⏎\n" : character,
+        ariaLabel: spoken(character),
+      }),
+    );
+    container.append(...added);
+    this.characters = characters;
+    [...container.children].forEach(decorate);
+  }
+
+  choose(index) {
+    const { children } = this.container;
+    children[this.chosen]?.removeAttribute("aria-selected");
+    this.chosen = index;
+    children[index]?.setAttribute("aria-selected", "true");
+    if (children[index]) this.container.setAttribute("aria-activedescendant", children[index].id);
+    else this.container.removeAttribute("aria-activedescendant");
+  }
+
+  // Where a key leads from the chosen character; undefined for other keys.
+  moved(key) {
+    const from = this.chosen < 0 ? this.characters.length : this.chosen;
+    if (key === "ArrowLeft") return from - 1;
+    if (key === "ArrowRight") return from + 1;
+    if (key === "Home") return 0;
+    if (key === "End") return this.characters.length - 1;
+    if (key !== "ArrowUp" && key !== "ArrowDown") return undefined;
+    // The nearest character of the next line in that direction.
+    const spans = [...this.container.children];
+    const here = spans[Math.min(from, spans.length - 1)];
+    const step = key === "ArrowUp" ? -1 : 1;
+    let index = spans.indexOf(here);
+    while (spans[index] && spans[index].offsetTop === here.offsetTop) index += step;
+    if (!spans[index]) return from;
+    const line = spans[index].offsetTop;
+    const distance = span => (span.offsetTop === line ? Math.abs(span.offsetLeft - here.offsetLeft) : Infinity);
+    return spans.reduce((best, span, i) => (distance(span) < distance(spans[best]) ? i : best), index);
+  }
+}
+
+// Rows of a character and its bars. The rows are kept and changed, so that a button does not lose the focus.
+class Bars {
+  constructor(list, onChoose = null) {
+    this.list = list;
+    this.onChoose = onChoose;
+  }
+
+  // rows: {character, before, after, note}, where `before` may be left out and `note` replaces the number.
+  show(rows, { marked = null, scale = null } = {}) {
+    const largest = scale ?? Math.max(1e-9, ...rows.map(row => Math.max(row.before ?? 0, row.after)));
+    while (this.list.children.length < rows.length) this.list.append(this.row());
+    while (this.list.children.length > rows.length) this.list.lastChild.remove();
+    rows.forEach((row, index) => {
+      const line = this.list.children[index].firstChild;
+      const [sign, track, value] = line.children;
+      const shown = row.note ?? percent(row.after);
+      sign.textContent = visible(row.character);
+      value.textContent = shown;
+      value.classList.toggle("cut", row.note !== undefined);
+      line.classList.toggle("marked", row.character === marked);
+      const [before, after] = track.children;
+      before.style.width = `${(100 * (row.before ?? 0)) / largest}%`;
+      after.style.width = `${(100 * Math.max(0, row.after)) / largest}%`;
+      const first = row.before === undefined ? "" : `${percent(row.before)}, then `;
+      line.title = `${spoken(row.character)}: ${first}${shown}`;
+      if (this.onChoose) {
+        line.onclick = () => this.onChoose(row.character);
+        line.ariaLabel = `Write ${line.title}`;
+      }
+    });
+  }
+
+  row() {
+    const track = element("span", { className: "track" }, element("i", { className: "before" }), element("i"));
+    return element(
+      "li",
+      {},
+      element(this.onChoose ? "button" : "div", { className: "row" },
+        element("span", { className: "sign" }), track, element("span", { className: "value" })),
+    );
+  }
+}
+
+// One head's weights, (T, T), a pixel for each: the browser enlarges it. Half-transparent in a color that stands out
+// on a light and on a dark page; the root makes small weights visible.
+function drawAttention(canvas, weights, time) {
+  canvas.width = canvas.height = time;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(time, time);
+  for (let i = 0; i < time * time; i++) image.data.set([16, 124, 196, 255 * Math.sqrt(weights[i])], 4 * i);
+  context.putImageData(image, 0, 0);
+}
