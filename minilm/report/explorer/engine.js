@@ -219,28 +219,35 @@ class Decoder {
 
 // x Wᵀ + b: (T, inputs) -> (T, outputs), for weights (outputs, inputs).
 //
-// Almost all time goes by here. Four outputs at once: four sums that do not wait for each other, and each x is
-// read once for them.
+// Almost all time goes by here, most of it for reading numbers. So four outputs are summed up at once, of two
+// characters: each number that is read serves two products or more, and no sum waits for another.
 function linear(x, weight, bias, inputs) {
-  const time = x.length / inputs, outputs = weight.length / inputs;
+  const time = x.length / inputs, outputs = weight.length / inputs, last = outputs - 1;
   const y = new Float32Array(time * outputs);
   for (let o = 0; o < outputs; o += 4) {
-    // Of the last four some may be missing; they read another one's weights, and are not stored.
-    const [w0, w1, w2, w3] = [0, 1, 2, 3].map(next => Math.min(o + next, outputs - 1) * inputs);
-    for (let t = 0; t < time; t++) {
-      let y0 = 0, y1 = 0, y2 = 0, y3 = 0;
-      for (let i = 0, from = t * inputs; i < inputs; i++) {
-        const value = x[from + i];
-        y0 += value * weight[w0 + i];
-        y1 += value * weight[w1 + i];
-        y2 += value * weight[w2 + i];
-        y3 += value * weight[w3 + i];
+    // Where the outputs end before the fourth, the last one is computed again.
+    const o1 = Math.min(o + 1, last), o2 = Math.min(o + 2, last), o3 = Math.min(o + 3, last);
+    const w0 = o * inputs, w1 = o1 * inputs, w2 = o2 * inputs, w3 = o3 * inputs;
+    for (let t = 0; t + 1 < time; t += 2) {
+      let a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
+      for (let i = 0, from = t * inputs; i < inputs; i++, from++) {
+        const a = x[from], b = x[from + inputs];
+        const v0 = weight[w0 + i], v1 = weight[w1 + i], v2 = weight[w2 + i], v3 = weight[w3 + i];
+        a0 += a * v0, a1 += a * v1, a2 += a * v2, a3 += a * v3;
+        b0 += b * v0, b1 += b * v1, b2 += b * v2, b3 += b * v3;
       }
-      const to = t * outputs + o;
-      y[to] = y0;
-      if (o + 1 < outputs) y[to + 1] = y1;
-      if (o + 2 < outputs) y[to + 2] = y2;
-      if (o + 3 < outputs) y[to + 3] = y3;
+      const toA = t * outputs, toB = toA + outputs;
+      y[toA + o] = a0, y[toA + o1] = a1, y[toA + o2] = a2, y[toA + o3] = a3;
+      y[toB + o] = b0, y[toB + o1] = b1, y[toB + o2] = b2, y[toB + o3] = b3;
+    }
+    if (time % 2) { // the character that has no partner, such as the only one when text is written
+      let a0 = 0, a1 = 0, a2 = 0, a3 = 0;
+      for (let i = 0, from = (time - 1) * inputs; i < inputs; i++, from++) {
+        const a = x[from];
+        a0 += a * weight[w0 + i], a1 += a * weight[w1 + i], a2 += a * weight[w2 + i], a3 += a * weight[w3 + i];
+      }
+      const toA = (time - 1) * outputs;
+      y[toA + o] = a0, y[toA + o1] = a1, y[toA + o2] = a2, y[toA + o3] = a3;
     }
   }
   if (bias) for (let t = 0; t < time; t++) add(row(y, t, outputs), bias);
@@ -253,8 +260,8 @@ function normalize(x, gain, bias, centered) {
   for (let from = 0; from < x.length; from += channels) {
     let mean = 0, square = 0;
     if (centered) for (let c = 0; c < channels; c++) mean += x[from + c] / channels;
-    for (let c = 0; c < channels; c++) square += (x[from + c] - mean) ** 2 / channels;
-    const scale = 1 / Math.sqrt(square + 1e-5);
+    for (let c = 0; c < channels; c++) square += (x[from + c] - mean) ** 2;
+    const scale = 1 / Math.sqrt(square / channels + 1e-5);
     for (let c = 0; c < channels; c++) {
       y[from + c] = (x[from + c] - mean) * scale * gain[c] + (bias ? bias[c] : 0);
     }
