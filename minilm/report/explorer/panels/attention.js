@@ -1,6 +1,6 @@
 // attention.js: where each head looks. Top-level names: attentionPart, headThumbnails, showThumbnails.
 
-const MOST_LABELS = 48; // characters beside the heat map; with more they would be too small to read
+const SMALLEST_LABEL = 6.5; // pixels of a cell of the heat map, from which on the characters stand beside it
 
 function attentionPart(page, { choose }) {
   const map = page.find("heat-map");
@@ -52,7 +52,7 @@ function attentionPart(page, { choose }) {
     text.choose(position);
     const row = weights.subarray(position * time, (position + 1) * time);
     const spans = [...page.find("attention-text").children];
-    spans.forEach((span, index) => span.style.setProperty("--share", `${index <= position ? 100 * row[index] : 0}%`));
+    spans.forEach((span, index) => span.style.setProperty("--share", `${index <= position ? 100 * shade(row[index]) : 0}%`));
     drawLines(spans, row, position);
     const most = [...row.keys()].slice(0, position + 1).sort((a, b) => row[b] - row[a]).slice(0, 4);
     const named = most.map(index => {
@@ -64,11 +64,15 @@ function attentionPart(page, { choose }) {
     map.ariaLabel = `Heat map of ${time} by ${time} characters. ${summary}`;
   }
 
+  function marginOf(time) {
+    return (map.clientWidth - 16) / time < SMALLEST_LABEL ? 2 : 16;
+  }
+
   // The weights enlarged, with the characters beside them where there is room, and the chosen row framed.
   function drawMap({ time, start, characters }, position, weights) {
     const ratio = window.devicePixelRatio;
     const width = map.clientWidth;
-    const margin = time <= MOST_LABELS ? 16 : 2;
+    const margin = marginOf(time);
     const cell = (width - margin) / time;
     map.width = map.height = Math.round(width * ratio);
     const context = map.getContext("2d");
@@ -81,7 +85,7 @@ function attentionPart(page, { choose }) {
     context.strokeRect(margin, margin + position * cell, (position + 1) * cell, cell);
     context.globalAlpha = 0.35;
     context.strokeRect(margin + 0.5, margin + 0.5, cell * time - 1, cell * time - 1);
-    if (time > MOST_LABELS) return;
+    if (margin < 16) return;
     context.globalAlpha = 1;
     context.font = `${Math.min(12, cell + 3)}px ui-monospace, "DejaVu Sans Mono", monospace`;
     context.textAlign = "center";
@@ -104,14 +108,14 @@ function attentionPart(page, { choose }) {
       return drawing("path", {
         d: `M${x} ${y}Q${(x + toX) / 2} ${height} ${toX} ${toY}`,
         "stroke-width": 1 + 3 * row[index],
-        "stroke-opacity": Math.min(1, 0.25 + row[index]),
+        "stroke-opacity": Math.min(1, 0.4 + row[index]),
       });
     });
     lines.replaceChildren(...curves.filter(Boolean));
   }
 
   map.onclick = event => {
-    const margin = shown.view.time <= MOST_LABELS ? 16 : 2;
+    const margin = marginOf(shown.view.time);
     const row = Math.floor(((event.offsetY - margin) / (map.clientHeight - margin)) * shown.view.time);
     choose(shown.view.start + Math.max(0, Math.min(shown.view.time - 1, row)));
   };

@@ -11,8 +11,8 @@ function comparePanel(page) {
   });
   const difference = new CharacterText(page.find("compare-difference"), "Where they differ", choose);
   page.find("compare-legend").append(
-    element("span", { className: "swatch first" }), `${models[0].name} expected it more`,
-    element("span", { className: "swatch second" }), `${models[1].name} expected it more`);
+    ...models.map(({ name }, index) =>
+      element("span", {}, element("i", { className: index ? "swatch" : "swatch first" }), `${name} expected it more`)));
 
   function choose(index) {
     for (const strip of [difference, ...texts.map(({ strip }) => strip)]) strip.choose(index);

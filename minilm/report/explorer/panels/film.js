@@ -136,5 +136,5 @@ function filmPanel(page) {
     kept = new Map();
     show();
   };
-  return { refresh: move, redraw: drawLoss };
+  return { refresh: move, redraw: move };
 }

@@ -50,10 +50,12 @@ function insidePanel(page, written) {
     const { characters, chosen, nats } = view;
     text.choose(chosen);
     const bits = nats[chosen] / Math.LN2;
-    page.find("surprise-place").textContent = chosen
-      ? `${visible(characters[chosen])} after ${characters.slice(Math.max(0, chosen - 12), chosen).map(visible).join("")}: ` +
-        `${bits.toFixed(2)} bits, a probability of ${percent(Math.exp(-nats[chosen]))}`
-      : "Nothing comes before the first character, so it has no surprise.";
+    const context = characters.slice(Math.max(0, chosen - 12), chosen).map(visible).join("");
+    const code = textContent => element("code", { className: "context", textContent });
+    page.find("surprise-place").replaceChildren(...(chosen
+      ? [code(visible(characters[chosen])), " after ", code(context),
+        `: ${bits.toFixed(2)} bits, a probability of ${percent(Math.exp(-nats[chosen]))}`]
+      : ["Nothing comes before the first character, so it has no surprise."]));
     // The place among the characters that the model reads at once.
     const position = Math.max(0, chosen - view.start);
     for (const part of parts) part.showPlace?.(view, position);
@@ -82,7 +84,7 @@ function insidePanel(page, written) {
       if (!input.value) input.value = passage(page);
       read();
     },
-    redraw: () => view && showPlace(),
+    redraw: () => view && show(),
   };
 }
 

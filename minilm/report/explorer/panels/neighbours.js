@@ -17,7 +17,7 @@ function neighboursPart(page) {
     // A row of zeros points nowhere: its cosine is 0.
     const cosine = vocabulary.map((_, id) => product(row(of), row(id)) / (length[of] * length[id] || 1));
     const near = [...vocabulary.keys()].filter(id => id && id !== of).sort((a, b) => cosine[b] - cosine[a]);
-    bars.show(near.slice(0, 10).map(id => ({ character: vocabulary[id], after: cosine[id], note: cosine[id].toFixed(2) })),
+    bars.show(near.slice(0, 10).map(id => ({ character: vocabulary[id], after: cosine[id], label: cosine[id].toFixed(2) })),
       { scale: 1 });
   });
 

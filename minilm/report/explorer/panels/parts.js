@@ -1,5 +1,5 @@
 // parts.js: what several panels are made of. Top-level names: element, drawing, visible, spoken, percent,
-// probabilitiesOf, describeText, newest, CharacterText, Bars, drawAttention.
+// probabilitiesOf, describeText, newest, CharacterText, Bars, shade, drawAttention.
 
 const SIGNS = { " ": "␣", "\n": "⏎", "\t": "⇥" };
 const SPOKEN = { " ": "space", "\n": "line break", "\t": "tab", "\ufffd": "unknown character" };
@@ -35,7 +35,7 @@ function spoken(character) {
 }
 
 function percent(share) {
-  return (100 * share).toFixed(share >= 0.0995 || share === 0 ? 0 : share >= 0.001 ? 1 : 2) + " %";
+  return (100 * share).toFixed(share >= 0.0995 || share === 0 ? 0 : share >= 0.001 ? 1 : 2) + "\u00a0%";
 }
 
 // softmax of one row of logits, (V).
@@ -162,7 +162,8 @@ class Bars {
     this.onChoose = onChoose;
   }
 
-  // rows: {character, before, after, note}, where `before` may be left out and `note` replaces the number.
+  // rows: {character, before, after, label, cut}; `before` may be left out, `label` or `cut`, what took the character
+  // away, stand instead of the percentage.
   show(rows, { marked = null, scale = null } = {}) {
     const largest = scale ?? Math.max(1e-9, ...rows.map(row => Math.max(row.before ?? 0, row.after)));
     while (this.list.children.length < rows.length) this.list.append(this.row());
@@ -170,10 +171,10 @@ class Bars {
     rows.forEach((row, index) => {
       const line = this.list.children[index].firstChild;
       const [sign, track, value] = line.children;
-      const shown = row.note ?? percent(row.after);
+      const shown = row.label ?? row.cut ?? percent(row.after);
       sign.textContent = visible(row.character);
       value.textContent = shown;
-      value.classList.toggle("cut", row.note !== undefined);
+      value.classList.toggle("cut", row.cut !== undefined);
       line.classList.toggle("marked", row.character === marked);
       const [before, after] = track.children;
       before.style.width = `${(100 * (row.before ?? 0)) / largest}%`;
@@ -198,12 +199,18 @@ class Bars {
   }
 }
 
-// One head's weights, (T, T), a pixel for each: the browser enlarges it. Half-transparent in a color that stands out
-// on a light and on a dark page; the root makes small weights visible.
+// How much color a share of a character's attention gets, 0 to 1. The root makes small shares visible; a quarter has
+// the full color already.
+function shade(weight) {
+  return Math.sqrt(Math.min(1, 4 * weight));
+}
+
+// One head's weights, (T, T), a pixel for each: the browser enlarges it.
 function drawAttention(canvas, weights, time) {
   canvas.width = canvas.height = time;
   const context = canvas.getContext("2d");
   const image = context.createImageData(time, time);
-  for (let i = 0; i < time * time; i++) image.data.set([16, 124, 196, 255 * Math.sqrt(weights[i])], 4 * i);
+  const color = getComputedStyle(document.body).getPropertyValue("--attention").split(" ").map(Number);
+  for (let i = 0; i < time * time; i++) image.data.set([...color, 255 * shade(weights[i])], 4 * i);
   context.putImageData(image, 0, 0);
 }

@@ -109,7 +109,7 @@ function writePanel(page) {
       return byTopK[id] === 0 ? "top_k" : byTopP[id] === 0 ? "top_p" : "min_p";
     };
     const rows = ranked.slice(0, 14).map(id => ({
-      character: vocabulary[id], before: chances.before[id], after: chances.after[id], note: cutBy(id),
+      character: vocabulary[id], before: chances.before[id], after: chances.after[id], cut: cutBy(id),
     }));
     bars.show(rows, { marked: characters[place] ?? null });
     const share = ranked.slice(14).reduce((sum, id) => sum + chances.before[id], 0);
