@@ -124,8 +124,8 @@ class Model {
     for (let p = 0; p < scores.length; p++) {
       let sum = 0;
       for (let d = 0, k = p * embed_dim + channel; d < headDim; d++) sum += query[from + d] * keys[k + d];
-      const distance = (place - p + block_size) % block_size; // in characters
-      scores[p] = sum * scale - slope * distance;
+      scores[p] = sum * scale;
+      if (slope) scores[p] -= slope * ((place - p + block_size) % block_size); // the distance in characters
     }
     softmax(scores);
   }
@@ -287,7 +287,7 @@ function activate(x, activation, hidden) {
 // exp(x) / sum(exp(x)), in place. Less the largest, which changes nothing but keeps exp within the range of numbers.
 function softmax(x) {
   let largest = -Infinity, sum = 0;
-  for (let i = 0; i < x.length; i++) largest = Math.max(largest, x[i]);
+  for (let i = 0; i < x.length; i++) if (x[i] > largest) largest = x[i];
   for (let i = 0; i < x.length; i++) sum += x[i] = Math.exp(x[i] - largest);
   for (let i = 0; i < x.length; i++) x[i] /= sum;
   return x;
