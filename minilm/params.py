@@ -128,6 +128,9 @@ class TrainParams(StageParams):
     eval_interval: Count = _key(50, "steps between two reports of the losses")
     eval_batches: Int = _key(8, "validation batches in a report's loss; 0 takes all", ge=0, le=10**6)
     keep: Literal["last", "best"] = _key("last", "the weights to save; best has the lowest validation loss")
+    film: Int = _key(
+        16, "most copies of the weights to keep for the explorer's film; 0 keeps none", ge=0, le=64
+    )
     precision: Literal["auto", "fp32", "bf16"] = _key("auto", "of matrix products; auto is bf16 if supported")
     compile: bool = _key(False, "compile the model first; pays off in long training")
     checkpoint_interval: float = _key(60.0, "seconds between two checkpoints to resume from", gt=0, le=10**6)
@@ -224,10 +227,11 @@ def load_params(path: str | Path, overrides: Mapping[str, str] | None = None) ->
 def load_recipe(path: str | Path) -> dict[str, str]:
     """A recipe as overrides for `load_params`: its own values, and the defaults of the others of its kind.
 
-    Its kind are the train stage's parameters, but for those that say where to train and not what. So a
-    recipe means the same whatever params.yaml holds.
+    Its kind are the train stage's parameters, but for those that do not change the model: where to train,
+    and what else to keep. So a recipe means the same whatever params.yaml holds.
     """
-    kind = TrainParams.model_fields.keys() - {"launcher", "device", "sharding", "checkpoint_interval"}
+    no_effect = {"launcher", "device", "sharding", "checkpoint_interval", "film"}
+    kind = TrainParams.model_fields.keys() - no_effect
     return {key: default_text(key) for key in kind} | _read_yaml(Path(path))
 
 

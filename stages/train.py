@@ -1,7 +1,8 @@
-"""train: data/encoded -> models/minilm, reports/train.json and reports/loss.csv."""
+"""train: data/encoded -> models/minilm, the film of its training, reports/train.json and loss.csv."""
 
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from minilm import checkpoint
@@ -16,6 +17,7 @@ from minilm.params import Params, load_params
 from minilm.tracking.run import LiveRun, NullRun
 from minilm.tracking.store import environment_params
 from minilm.training.distributed import Workers, full_model, join_workers
+from minilm.training.film import write_film
 from minilm.training.fingerprint import fingerprint, training_inputs, training_lock
 from minilm.training.loop import train
 from minilm.training.memory import explain_lack_of_memory
@@ -24,7 +26,7 @@ from minilm.training.snapshots import Snapshots, one_at_a_time
 from stages import project_root, run
 
 ENCODED, INITIAL = Path("data/encoded"), Path("data/initial_model")
-MODEL, REPORTS = Path("models/minilm"), Path("reports")
+MODEL, FILM, REPORTS = Path("models/minilm"), Path("models/film.safetensors"), Path("reports")
 
 
 def main() -> None:
@@ -72,10 +74,12 @@ def train_model(all_params: Params, workers: Workers) -> None:
             say(f"step {latest.step:>{len(str(params.steps))}}/{params.steps}  {latest}")
 
         train_tokens, val_tokens = open_tokens(ENCODED / "train.npy"), open_tokens(ENCODED / "validation.npy")
-        reports = train(model, train_tokens, val_tokens, params, report, snapshots, workers)
+        film: dict[str, Tensor] = {}
+        reports = train(model, train_tokens, val_tokens, params, report, snapshots, workers, film)
         model = full_model(model)
         if first:
             checkpoint.save(MODEL, model, tokenizer, params.model_dump(), source, environment, initial_sha256)
+            write_film(FILM, film)
             write_reports(REPORTS, reports, params.keep, model.num_parameters)
             mlflow_run.log_model(checkpoint.read_info(MODEL))
             snapshots.remove()

@@ -42,6 +42,7 @@ def alone(make_project):
     project.commit()
     project.curve = curve(project)
     project.weights = load_file(project.folder / "models/minilm/model.safetensors")
+    project.film = load_file(project.folder / "models/film.safetensors")
     return project
 
 
@@ -52,10 +53,11 @@ def curve(project) -> list[list[float]]:
 def assert_same_training(project) -> None:
     for ours, theirs in zip(curve(project), project.curve, strict=True):
         assert ours == pytest.approx(theirs, abs=2e-4)
-    weights = load_file(project.folder / "models/minilm/model.safetensors")
-    assert weights.keys() == project.weights.keys()
-    for name, tensor in weights.items():
-        assert (tensor - project.weights[name]).abs().max() < 2e-3, name
+    for file, expected in (("minilm/model", project.weights), ("film", project.film)):
+        weights = load_file(project.folder / f"models/{file}.safetensors")
+        assert weights.keys() == expected.keys()
+        for name, tensor in weights.items():
+            assert (tensor - expected[name]).abs().max() < 2e-3, name
     assert json.loads(project.read("models/minilm/config.json"))["environment"]["processes"] == 2
 
 

@@ -19,8 +19,8 @@ CHANGES = {
     "batch_size": "8", "grad_accumulation": "2", "optimizer": "muon", "learning_rate": "3e-3",
     "learning_rate_schedule": "cosine", "min_learning_rate_ratio": "0.2", "warmup_steps": "2",
     "adam_beta1": "0.8", "adam_beta2": "0.99", "weight_decay": "0", "grad_clip": "0", "steps": "5",
-    "eval_interval": "3", "eval_batches": "2", "keep": "best", "precision": "fp32", "compile": "true",
-    "checkpoint_interval": "1", "sharding": "fsdp", "seed": "1", "launcher": "python3",
+    "eval_interval": "3", "eval_batches": "2", "keep": "best", "film": "2", "precision": "fp32",
+    "compile": "true", "checkpoint_interval": "1", "sharding": "fsdp", "seed": "1", "launcher": "python3",
     "eval_context": "3", "prompt": "A", "num_samples": "2", "max_new_tokens": "5", "temperature": "1.0",
     "top_k": "3", "top_p": "0.5", "min_p": "0.1", "stop": "x", "sample_seed": "1", "device": "cpu",
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """The training loop: take a batch, measure the loss, step against its gradient, report now and then.
 
 What is not training itself hangs on the loop: the progress bar (progress.py), checkpoints and interruption
-(snapshots.py), several processes (distributed.py).
+(snapshots.py), copies of the weights on the way (film.py), several processes (distributed.py).
 """
 
 import copy
@@ -30,6 +30,7 @@ from minilm.training.distributed import (
     load_full_state,
     parallelize,
 )
+from minilm.training.film import filming
 from minilm.training.memory import explain_lack_of_memory
 from minilm.training.optim import clip_gradients, learning_rate_at, make_optimizers, set_learning_rate
 from minilm.training.progress import progress_bar
@@ -48,6 +49,7 @@ def train(
     report: Callable[[Report], None] | None = None,
     snapshots: Snapshots | None = None,
     workers: Workers | None = None,
+    film: dict[str, Tensor] | None = None,
 ) -> list[Report]:
     """Train the model in place, on its device; it is left in evaluation mode.
 
@@ -61,6 +63,7 @@ def train(
         snapshots: where to save checkpoints, at intervals and on SIGINT or SIGTERM, and to resume from.
             The caller removes them when all is done.
         workers: the processes that train together; None is this one alone.
+        film: receives copies of the weights on the way, as film.py says; None keeps none.
 
     Returns:
         All reports. Same weights, tokens, params, thread and process count: same reports, but for the
@@ -78,7 +81,8 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(explain_lack_of_memory(model, params, workers.count))
         training = Training(model, train_tokens, val_tokens, params, workers)
-        hooks = ([checkpointing(training, snapshots)] if snapshots else []) + [progress_bar(training)]
+        hooks = [filming(training, film)] if film is not None else []  # first: checkpoints hold the film
+        hooks += ([checkpointing(training, snapshots)] if snapshots else []) + [progress_bar(training)]
         stack.enter_context(torch.random.fork_rng(gpus))  # dropout draws from torch's global generators
         callbacks = [stack.enter_context(hook) for hook in hooks]
         report = report or (lambda _: None)
@@ -127,6 +131,7 @@ class Training:
         self.measured: list[Tensor] = []  # loss and gradient norm of steps since the last report, (steps, 2)
         self.reports: list[Report] = []
         self.best: dict[str, Any] = {}  # the state of the report with the lowest validation loss
+        self.film: dict[str, Tensor] = {}  # copies of the weights, see film.py
         self.updates = 0  # of this process
         self.start_clock()
 
@@ -216,6 +221,7 @@ class Training:
             "measured": measured,
             "reports": [tuple(report) for report in self.reports],
             "best": self.best,
+            "film": self.film,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -224,6 +230,7 @@ class Training:
         self.step, self.best = state["step"], state["best"]
         self.measured = [state["measured"].to(self.workers.device)]
         self.reports = [Report(*values) for values in state["reports"]]
+        self.film.update(state["film"])
 
     def _seed_dropout(self, step: int) -> None:
         """Seed it for each step, so that no generator's state has to be saved to resume."""
