@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -72,6 +72,14 @@ def read_table(path: Path) -> dict[str, list[Any]]:
         names, *rows = csv.reader(file)
         columns = dict(zip(names, zip(*rows, strict=True), strict=True))
         return {name: list(cells if name == "kind" else map(float, cells)) for name, cells in columns.items()}
+
+
+def write_table(path: Path, rows: Sequence[Any]) -> None:
+    """Write named tuples as a CSV file for `read_table`: one per line, below the names of their fields."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0]._fields)
+        writer.writerows(rows)
 
 
 def read_pieces(path: str | Path) -> Iterator[str]:

@@ -1,8 +1,6 @@
 """evaluate: models/minilm and data/encoded -> in reports/ metrics.json, evaluation.json and three tables."""
 
-import csv
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,10 @@ from minilm import checkpoint
 from minilm.data.batches import open_tokens
 from minilm.data.tokenizer import CharTokenizer, Ids
 from minilm.device import choose_device, choose_precision
+from minilm.evaluation.heads import head_scores
 from minilm.evaluation.ngram import ORDER, ngram_losses
 from minilm.evaluation.scoring import evaluate, surprisals
-from minilm.files import all_or_nothing
+from minilm.files import all_or_nothing, write_table
 from minilm.model.gpt import MiniGPT
 from minilm.params import load_params
 from stages import run
@@ -45,13 +44,14 @@ def main() -> None:
         "num_parameters": model.num_parameters,
         "ngram_order": ORDER,
         "surprisal": surprisal(model, tokenizer, test, context),
+        "heads": [[scores._asdict() for scores in layer] for layer in head_scores(model, test)],
     }
     with all_or_nothing(REPORTS) as new:
         (new / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         (new / "evaluation.json").write_text(json.dumps(evaluation, ensure_ascii=False), encoding="utf-8")
-        write_csv(new / "loss_by_position.csv", result.by_position)
-        write_csv(new / "loss_by_kind.csv", result.by_kind)
-        write_csv(new / "calibration.csv", result.reliability)
+        write_table(new / "loss_by_position.csv", result.by_position)
+        write_table(new / "loss_by_kind.csv", result.by_kind)
+        write_table(new / "calibration.csv", result.reliability)
     print(
         f"evaluate: loss {result.loss:.4f} nats per character, {result.bits_per_char:.4f} bits per "
         f"character, accuracy {result.accuracy:.1%}"
@@ -75,14 +75,6 @@ def surprisal(model: MiniGPT, tokenizer: CharTokenizer, test: Ids, context: int 
             )
         ],
     }
-
-
-def write_csv(path: Path, rows: Sequence[Any]) -> None:
-    """Named tuples, one per line, below the names of their fields."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(rows[0]._fields)
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from minilm.report import html
 
 EVIL = """<script>window.ran = 1</script><img src=x onerror="window.ran = 1">&amp;'"</pre></div>"""
 SCHEMES = ("light", "dark")
+HEADS = [[{"previous": 0.125, "induction": 0.0001}, {"previous": 0.75, "induction": 0.5}]]  # one layer of two
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def report(pictures, *, fallback_for=None, dataset="wikitext-2", loss=2.5, sampl
             "ngram_loss": 2.0,
             "new_one": 1.5,
         },
-        evaluation={"num_parameters": 446464, "ngram_order": 6},
+        evaluation={"num_parameters": 446464, "ngram_order": 6, "heads": HEADS},
         samples=given | (samples or {}),
         kinds={
             "kind": ["letter", "space"],
@@ -230,12 +231,13 @@ class TestReport:
             "1.70e+308",
             "0.0010%",
             "new_one",
+            "1\tprevious character\t12.5%\t75.0%\n1\tinduction\t0.0%\t50.0%",
             "letter\t2.600\t25.0%\t1,000,000\t80.0%",
         ):
             assert part in text
         assert tab.locator("h2").all_inner_texts() == [
-            "Result", "All metrics", "Samples", "Pictures", "Loss by kind of character", "Data", "Model",
-            "How to reproduce it",
+            "Result", "All metrics", "Samples", "Pictures", "What the heads look for",
+            "Loss by kind of character", "Data", "Model", "How to reproduce it",
         ]  # fmt: skip
         widths = tab.eval_on_selector_all("figure img", "all => all.map(image => image.naturalWidth)")
         assert widths == [100, 200, 300, 400, 500]
