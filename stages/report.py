@@ -4,15 +4,19 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from minilm.checkpoint import WEIGHTS, read_info
 from minilm.errors import InputError
 from minilm.files import all_or_nothing, read_json, read_table
+from minilm.model.config import MOST_EXPLORED
 from minilm.params import FIELDS, load_params
 from minilm.report import html, plots
+from minilm.report.explorer.page import explorer_page, model_data, run_data
 from stages import project_root, run
 
-MODEL, REPORTS = Path("models/minilm"), Path("reports")
+MODEL, FILM, REPORTS = Path("models/minilm"), Path("models/film.safetensors"), Path("reports")
+LINKS = {"The report of this run": "report.html", "Surprisal, character by character": "surprisal.html"}
 
 
 def main() -> None:
@@ -42,10 +46,11 @@ def write_report() -> None:
     kinds = read_table(REPORTS / "loss_by_kind.csv")
     used = params.model_dump() | info.params | {"eval_context": evaluation["eval_context"]}
     used |= {"prompt": samples["prompt"]} | samples["settings"]
+    curves, explored = read_table(REPORTS / "loss.csv"), evaluation["num_parameters"] <= MOST_EXPLORED
     with all_or_nothing(REPORTS) as new:
         weights, text = samples["attention"]["weights"], samples["attention"]["text"]
         plots.attention(np.array(weights), text, new / "attention.png")
-        plots.loss_curves(read_table(REPORTS / "loss.csv"), new / "loss.png")
+        plots.loss_curves(curves, new / "loss.png")
         plots.loss_by_position(read_table(REPORTS / "loss_by_position.csv"), new / "loss_by_position.png")
         bins = read_table(REPORTS / "calibration.csv")
         plots.calibration(bins, new / "calibration.png", metrics["test_calibration_error"])
@@ -61,10 +66,16 @@ def write_report() -> None:
             pictures=new,
             params=used,
             defaults={key: FIELDS[key].default for key in used},
+            explored=explored,
         )
         (new / "report.html").write_text(page, encoding="utf-8")
         page = html.surprisal_page(evaluation, info.data.dataset)
         (new / "surprisal.html").write_text(page, encoding="utf-8")
+        page = html.no_explorer_page()
+        if explored:
+            data = model_data(MODEL) | run_data(load_file(FILM), training, curves, evaluation, samples)
+            page = explorer_page(f"MiniLM on {info.data.dataset}", [data], LINKS)
+        (new / "explorer.html").write_text(page, encoding="utf-8")
     print(f"report: open {REPORTS / 'report.html'}")
 
 

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from minilm.checkpoint import ModelInfo
 from minilm.evaluation.metrics import MEANINGS, Meaning
+from minilm.model.config import MOST_EXPLORED
 from minilm.params import experiment_command, text_of
 
 MOST_BITS = 8  # the surprisal from which on all characters have the same color
@@ -60,8 +61,9 @@ def report_page(
     pictures: Path,  # folder with the PNG files of PICTURES
     params: Mapping[str, Any],  # of the run, by their names in params.yaml
     defaults: Mapping[str, Any],  # of the same parameters
+    explored: bool,  # whether explorer.html holds the model
 ) -> str:
-    """The page that a person opens after a run; it links to surprisal.html and the pictures beside it.
+    """The page that a person opens after a run; it links to the other pages and the pictures beside it.
 
     Equal runs give equal bytes: it has no times and no names of machines.
     """
@@ -79,7 +81,13 @@ def report_page(
         command=experiment_command(params, defaults),
         params=params,
         defaults=defaults,
+        explored=explored,
     )
+
+
+def no_explorer_page() -> str:
+    """What takes the place of explorer.html if the model is too large for it, since DVC wants the file."""
+    return _templates.get_template("no_explorer.html").render()
 
 
 def visible(character: str) -> str:
@@ -116,3 +124,4 @@ def _perplexity(loss: float) -> str:
 
 _templates.filters |= {"number": _number, "percent": percent, "perplexity": _perplexity, "setting": text_of}
 _templates.filters["ln"] = math.log
+_templates.globals["most_explored"] = MOST_EXPLORED
