@@ -47,7 +47,7 @@ class Client {
 
   // Write text; `settings` as in sampling.js, with `prompt` and `maxNewTokens`. onText gets the new characters,
   // a few at a time. Returns {done: promise of the text, prompt first; stop()}, after which `done` follows soon.
-  generate(settings, onText = () => {}, options = {}) {
+  generate(settings, onText, options = {}) {
     const done = this.request("generate", [settings, options], onText);
     const id = this.requests;
     return { done, stop: () => this.send({ id, method: "stop" }) };
@@ -63,7 +63,7 @@ class Client {
 
   receive({ id, text, result, error }) {
     const request = this.pending.get(id);
-    if (text !== undefined) return request.onText(text);
+    if (text !== undefined) return request.onText?.(text);
     this.pending.delete(id);
     if (error === undefined) request.resolve(result);
     else request.reject(new Error(error));

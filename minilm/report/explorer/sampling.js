@@ -1,8 +1,16 @@
 // sampling.js: drawing a character from the model's distribution, as minilm/generation/sampling.py.
-// Top-level names: DEFAULTS, limit, distribution, MersenneTwister, Drawer.
+// Top-level names: DEFAULTS, checkSettings, limit, distribution, MersenneTwister, Drawer.
 
 // The settings of generation; minilm/generation/config.py says what each does.
 const DEFAULTS = { temperature: 0.8, topK: 50, topP: 1, minP: 0, maxNewTokens: 200, seed: 1337 };
+
+// Throws if a value is out of its range.
+function checkSettings({ temperature, topK, topP, minP, maxNewTokens, seed }) {
+  const inRange = temperature >= 0 && topK >= 0 && topP > 0 && topP <= 1 && minP >= 0 && minP <= 1;
+  if (!(inRange && temperature < Infinity && maxNewTokens >= 0 && seed >= 0)) {
+    throw new Error("temperature, topK, maxNewTokens and seed must be at least 0, topP above 0 to 1, minP from 0 to 1");
+  }
+}
 
 // Minus infinity for what must not be drawn, by one limit after the other: (V,) -> (V,).
 function limit(logits, { temperature, topK, topP, minP }) {

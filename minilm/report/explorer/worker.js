@@ -46,11 +46,15 @@ class Service {
 
   async generate(settings, options, onText, stopped) {
     const chosen = { ...DEFAULTS, ...settings };
+    checkSettings(chosen);
     if (!chosen.prompt) throw new Error("the prompt is empty; give at least one character to continue");
     const prompt = chosen.prompt.replace(/\r\n?/g, "\n"); // as training has read line ends
     const model = await this.model(options), tokenizer = this.tokenizers[options.model ?? 0];
     const decoder = new Decoder(model, options.off), drawer = new Drawer(chosen.seed, model.config.vocab_size);
     let logits = decoder.prefill(tokenizer.encode(prompt)), text = prompt, sent = text.length, since = performance.now();
+    if (!logits.every(Number.isFinite)) {
+      throw new Error("the model's logits are no numbers: its weights are damaged, or its training diverged");
+    }
     for (let remaining = chosen.maxNewTokens; remaining > 0 && !stopped(); remaining--) {
       const id = drawer.draw(logits, chosen);
       text += tokenizer.decode([id]);
