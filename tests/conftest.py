@@ -266,7 +266,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Opens a file in a tab, whose `problems` are console errors and requests to anywhere but to files."""
+    """Opens a file in a tab, whose `problems` are console errors and requests that leave the page's files."""
     tabs = []
 
     def open_page(path: Path, scheme="light", width=1200):
@@ -277,7 +277,9 @@ def open_page(browser):
         tab.on("pageerror", lambda error: tab.problems.append(str(error)))
         tab.on(
             "request",
-            lambda request: request.url.startswith(("file:", "data:")) or tab.problems.append(request.url),
+            lambda request: (
+                request.url.startswith(("file:", "data:", "blob:")) or tab.problems.append(request.url)
+            ),
         )
         tab.goto(path.as_uri())
         return tab

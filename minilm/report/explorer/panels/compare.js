@@ -44,7 +44,7 @@ function comparePanel(page) {
       span.classList.toggle("first", gain[index] > 0);
       span.title = `${spoken(characters[index])}: ${Math.abs(gain[index]).toFixed(1)} bits`;
     });
-    const most = [...characters.keys()].sort((a, b) => Math.abs(gain[b]) - Math.abs(gain[a])).slice(0, 8);
+    const most = [...characters.keys()].slice(1).sort((a, b) => Math.abs(gain[b]) - Math.abs(gain[a])).slice(0, 8);
     page.find("compare-table").replaceChildren(
       element("thead", {}, element("tr", {}, ...["Character", "after", ...models.map(model => model.name)].map(name =>
         element("th", { scope: "col", textContent: name })))),
@@ -55,6 +55,6 @@ function comparePanel(page) {
   });
 
   input.oninput = read;
-  input.value = passage({ current: models[0] }, 300);
+  input.value = models[0].test_text.slice(0, 400);
   return { refresh: read };
 }

@@ -9,14 +9,25 @@ function filmPanel(page) {
     ["film-play", "film-frame", "film-prompt", "film-sample", "film-loss-note"].map(page.find);
   const bars = new Bars(page.find("film-bars"));
   const { film, steps, loss, config, vocabulary, settings, test_text: test } = page.data.models[0];
-  const measured = []; // loss of the passage after each frame that has been shown
+  const measured = []; // loss of the passage after each frame, as soon as it is known
   let kept = new Map(); // what the frames say to the prompt
   let playing = false;
 
   // The last frame is the trained model itself, which is not kept twice.
   const frames = film.length + 1;
+  const testIds = page.client.encode(test).slice(0, config.block_size);
   const stepOf = index => (index < film.length ? film[index].step : steps);
   const options = index => ({ model: 0, frame: index < film.length ? index : undefined });
+
+  // One frame after the other, in the time that the model has left.
+  async function measure() {
+    for (let index = 0; index < frames; index++) {
+      const logits = await page.client.logits(testIds, options(index));
+      const nats = testIds.slice(1).map((id, i) => -Math.log(probabilitiesOf(logits, i, config.vocab_size)[id]));
+      measured[index] = nats.reduce((a, b) => a + b, 0) / nats.length;
+      drawLoss();
+    }
+  }
 
   // What a frame says; computed once for each prompt.
   function content(index) {
@@ -26,16 +37,12 @@ function filmPanel(page) {
 
   async function compute(index, before) {
     const { client } = page;
-    const passage = client.encode(test).slice(0, config.block_size);
-    const shown = passage.slice(0, FILM_TEXT);
+    const shown = testIds.slice(0, FILM_TEXT);
     const ids = client.encode(before).slice(-config.block_size);
-    const [next, logits, inside] = await Promise.all([
+    const [next, inside] = await Promise.all([
       client.logits(ids, options(index)),
-      client.logits(passage, options(index)),
       client.inside(shown, options(index)),
     ]);
-    const nats = passage.slice(1).map((id, i) => -Math.log(probabilitiesOf(logits, i, config.vocab_size)[id]));
-    measured[index] = nats.reduce((a, b) => a + b, 0) / nats.length;
     const { temperature, top_k: topK, top_p: topP, min_p: minP, seed } = settings;
     const written = client.generate(
       { temperature, topK, topP, minP, seed, prompt: before, maxNewTokens: FILM_LENGTH }, () => {}, options(index)).done;
@@ -94,7 +101,7 @@ function filmPanel(page) {
     const chart = page.find("film-loss");
     const [width, height, left, bottom] = [chart.clientWidth, 230, 34, 34];
     const index = Number(slider.value);
-    const points = [...measured.entries()].filter(([, value]) => value !== undefined).map(([i, value]) => [stepOf(i), value]);
+    const points = measured.map((value, i) => [stepOf(i), value]);
     const curve = values => loss.step.map((step, i) => [step, values[i]]).filter(([, value]) => Number.isFinite(value));
     const curves = { train: curve(loss.train_loss), val: curve(loss.val_loss) };
     const values = [...points, ...curves.train, ...curves.val].map(point => point[1]);
@@ -115,6 +122,7 @@ function filmPanel(page) {
       label([width - 2, height - 2], "step", "end"),
       drawing("path", { class: "marker", d: `M${x(stepOf(index))} 4V${height - bottom}` }),
       drawing("path", { class: "train", d: path(curves.train) }),
+      drawing("path", { class: "measured", d: path(points) }),
       drawing("path", { class: "val", d: path(curves.val) }),
       ...points.map(([step, value]) => drawing("circle", {
         cx: x(step), cy: y(value), r: step === stepOf(index) ? 5 : 3, class: step === stepOf(index) ? "now" : "" })),
@@ -136,5 +144,11 @@ function filmPanel(page) {
     kept = new Map();
     show();
   };
-  return { refresh: move, redraw: move };
+  return {
+    refresh() {
+      move();
+      measure();
+    },
+    redraw: move,
+  };
 }

@@ -1,0 +1,334 @@
+"""The explorer's page in a real browser: its panels, by mouse and by keyboard, and that it asks nobody."""
+
+import math
+import re
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from helpers.models import randomized
+from minilm import CharTokenizer, MiniGPT, ModelConfig, checkpoint
+from minilm.data.provenance import Source
+from minilm.generation.config import Sampling
+from minilm.report.explorer.page import explorer_page, model_data, quantized
+
+TEXT = "the quick brown fox jumps over the lazy dog; the quick dog jumps\nover the fox. " * 3
+EVIL = "<img src=x onerror='window.ran=1'></script><script>window.ran=1</script>"
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model whose every part matters, and its tokenizer, which knows the characters of EVIL."""
+    tokenizer = CharTokenizer.from_text(TEXT + EVIL)
+    return randomized(ModelConfig(tokenizer.vocab_size, 32, embed_dim=16, num_heads=2)), tokenizer
+
+
+@pytest.fixture(scope="module")
+def data(model, tmp_path_factory):
+    """What the page holds of the model, with a film of three frames before it."""
+    folder = tmp_path_factory.mktemp("model")
+    checkpoint.save(folder, *model, {"steps": STEPS}, Source(EVIL, "", None, {}, ""), {})
+    weights = {name: tensor.numpy() for name, tensor in model[0].state_dict().items()}
+    film = [
+        {
+            "step": step,
+            "val_loss": None,
+            **quantized({n: w * np.float32(step / STEPS) for n, w in weights.items()}),
+        }
+        for step in (1, 2, 4)
+    ]
+    scores = [[{"previous": 0.1, "induction": 0.2}, {"previous": 0.75, "induction": 0.01}]] * 2
+    return model_data(folder) | {
+        "film": film,
+        "steps": STEPS,
+        "loss": {"step": [4, 8], "train_loss": [3.0, 2.0], "val_loss": [3.1, 2.2]},
+        "heads": scores,
+        "prompt": "the ",
+        "settings": asdict(Sampling(max_new_tokens=40, top_k=0)),
+        "sample": "the fox",
+        "test_text": TEXT,
+    }
+
+
+@pytest.fixture
+def show(open_page, tmp_path):
+    """Opens the page of one or more models, without the tour and when the model has answered."""
+
+    def show(*models, tour=False, **how):
+        path = tmp_path / "explorer.html"
+        path.write_text(explorer_page("MiniLM on " + models[0]["dataset"], models, {}), encoding="utf-8")
+        tab = open_page(path, **how)
+        tab.evaluate("minilm.ready")
+        tab.wait_for_function("document.getElementById('lens-table').rows.length > 0")
+        if not tour:
+            tab.click("#tour-close")
+        return tab
+
+    return show
+
+
+def written(tab):
+    """The text of the panel Write, line ends as they were."""
+    return tab.locator("#written").text_content().replace("⏎\n", "\n")
+
+
+def write(tab):
+    """Press Write and wait for the end."""
+    tab.click("#write-start")
+    tab.wait_for_function("document.getElementById('write-stop').disabled")
+    return written(tab)
+
+
+def test_writes_what_the_settings_say_and_stops(show, data):
+    tab = show(data)
+    assert write(tab) == tab.evaluate(
+        "minilm.generate({prompt: 'the ', maxNewTokens: 40, temperature: 0.8, topK: 0, seed: 1337})"
+    )
+    assert len(written(tab)) == len("the ") + 40
+    tab.fill("#length", "5000")
+    tab.click("#write-start")
+    tab.wait_for_function("document.getElementById('written').children.length > 60")
+    tab.click("#write-stop")
+    stopped = written(tab)
+    # A generation with the same settings takes its turn after what is left of the stopped one.
+    tab.evaluate("minilm.generate({prompt: 'the ', maxNewTokens: 5})")
+    assert written(tab) == stopped
+    assert len(stopped) < 5000
+    assert tab.problems == []
+
+
+def test_goes_back_to_a_character_and_takes_another_one(show, data):
+    tab = show(data)
+    text = write(tab)
+    tab.locator("#written span").nth(10).click()
+    assert tab.locator("#write-on").text_content() == "Write on from here"
+    tab.wait_for_function("document.querySelectorAll('#next-bars .row').length > 0")
+    other = tab.locator("#next-bars .row:not(.marked)").first
+    sign = other.locator(".sign").text_content()
+    other.click()
+    signs = {"␣": " ", "⏎": "\n"}
+    assert written(tab) == text[:10] + signs.get(sign, sign)
+    tab.click("#write-on")
+    tab.wait_for_function("document.getElementById('write-stop').disabled")
+    assert written(tab).startswith(text[:10] + signs.get(sign, sign))
+    assert len(written(tab)) == 10 + 1 + 40
+    # Nothing comes before the first character.
+    tab.locator("#written span").first.click()
+    tab.wait_for_function("document.querySelectorAll('#next-bars .row').length === 0")
+    assert "Nothing comes before" in tab.locator("#next-place").text_content()
+
+
+def test_sliders_act_at_once_and_name_what_they_cut_off(show, data):
+    tab = show(data)
+    tab.wait_for_function("document.querySelectorAll('#next-bars .row').length > 0")
+    moved = """([id, value]) => {
+        const slider = document.getElementById(id), before = performance.now();
+        slider.value = value;
+        slider.dispatchEvent(new Event("input"));
+        document.body.getBoundingClientRect();  // lays the page out
+        return performance.now() - before;
+    }"""
+    cut = tab.locator("#next-bars .cut")
+    for slider, value, reason in (("top-k", 2, "top_k"), ("top-p", 0.3, "top_p"), ("min-p", 0.5, "min_p")):
+        before = tab.locator("#next-bars").inner_html()
+        assert tab.evaluate(moved, [slider, value]) < 50
+        assert tab.locator("#next-bars").inner_html() != before
+        assert reason in cut.all_text_contents()
+        tab.evaluate(moved, [slider, {"top-k": 99, "top-p": 1, "min-p": 0}[slider]])
+        assert set(cut.all_text_contents()) <= {"never drawn"}
+    tab.evaluate(moved, ["temperature", 0])
+    assert tab.locator("#next-rest").text_content().startswith("1 of ")
+    assert tab.locator("#next-bars .value").first.text_content() == "100\u00a0%"
+
+
+def test_inside_shows_the_loss_and_what_a_part_is_worth(show, data, model):
+    tab = show(data)
+    text = "the quick brown fox"
+    tab.fill("#inside-text", text)
+    tab.wait_for_function("document.getElementById('attention-text').children.length === 19")
+    gpt, tokenizer = model
+    ids = torch.from_numpy(tokenizer.encode(text).astype(np.int64))
+
+    def loss():
+        with torch.no_grad():
+            return F.cross_entropy(gpt(ids[None, :-1])[0], ids[1:]).item()
+
+    def shown():
+        return float(re.search(r"Loss ([\d.]+)", tab.locator("#parts-loss").text_content())[1])
+
+    assert shown() == pytest.approx(loss(), abs=2e-3)
+    bits = tab.locator("#surprise-place").text_content()
+    with torch.no_grad():
+        last = F.cross_entropy(gpt(ids[None, :-1])[0, -1:], ids[-1:]).item() / math.log(2)
+    assert f"{last:.2f} bits" in bits
+    tab.get_by_role("checkbox", name="Layer 2, MLP").uncheck()
+    tab.wait_for_function("document.getElementById('parts-loss').textContent.includes('1 part off')")
+    projection = gpt.blocks[1].mlp.projection
+    kept = {name: value.clone() for name, value in projection.state_dict().items()}
+    with torch.no_grad():
+        projection.weight.zero_()
+        projection.bias.zero_()
+        assert shown() == pytest.approx(loss(), abs=2e-3)
+    projection.load_state_dict(kept)
+    tab.get_by_role("checkbox", name="Layer 1, Head 1").uncheck()
+    tab.wait_for_function("document.getElementById('parts-loss').textContent.includes('2 parts off')")
+    tab.click("#parts-on")
+    tab.wait_for_function("document.getElementById('parts-loss').textContent.includes('all parts on')")
+    assert shown() == pytest.approx(loss(), abs=2e-3)
+    # The chosen place is the same in all parts; the head that looks most at the character before comes first.
+    tab.locator("#surprise-text span").nth(4).click()
+    assert tab.locator("#attention-text [aria-selected]").text_content() == "q"
+    assert "head 2: q looks at" in tab.locator("#heat-map").get_attribute("aria-label")
+    assert tab.locator("#lens-table tr").count() == 5
+    assert tab.locator("#lens-table tr").first.text_content() == "readsthe␣q"
+    assert tab.locator("#neighbour-of option:checked").text_content() == "q"
+
+
+def test_says_what_it_does_not_know_or_cuts(show, data):
+    tab = show(data)
+    tab.fill("#inside-text", "ж" + TEXT[:50])
+    tab.wait_for_function("document.getElementById('surprise-text').children.length === 51")
+    note = tab.locator("#inside-note").text_content()
+    assert "never seen ж" in note
+    assert "32 characters at once" in note
+    assert "without the first 19" in note
+    assert tab.locator("#surprise-text .unknown").text_content() == "ж"
+    assert tab.locator("#attention-text span").count() == 32
+    tab.fill("#prompt", "")
+    assert tab.locator("#write-start").is_disabled()
+    assert "at least one character" in tab.locator("#write-note").text_content()
+    tab.fill("#prompt", "ж" * 40)
+    write(tab)
+    assert "without the first 8" in tab.locator("#write-note").text_content()
+    assert tab.problems == []
+
+
+def test_film_shows_each_frame(show, data):
+    tab = show(data)
+    tab.locator("#film").scroll_into_view_if_needed()
+    tab.wait_for_function("document.getElementById('film-sample').textContent.length === 164")
+    trained = tab.locator("#film-sample").text_content()
+    assert trained == tab.evaluate(
+        "minilm.generate({prompt: 'the ', maxNewTokens: 160, temperature: 0.8, topK: 0, seed: 1337})"
+    )
+    assert tab.locator("#film-step").text_content() == "8 of 8"
+    tab.fill("#film-frame", "0")
+    assert tab.locator("#film-step").text_content() == "1 of 8"
+    tab.wait_for_function("text => document.getElementById('film-sample').textContent !== text", arg=trained)
+    # Weights of an eighth say almost nothing: the probabilities are nearly equal.
+    assert float(tab.locator("#film-bars .value").first.text_content().split("\u00a0")[0]) < 15
+    tab.fill("#film-frame", "2")
+    tab.click("#film-play")
+    tab.wait_for_function("document.getElementById('film-step').textContent === '8 of 8'")
+    tab.wait_for_function("document.getElementById('film-play').textContent === 'Play'")
+    assert tab.locator("#film-sample").text_content() == trained
+    assert tab.locator("#film-loss circle").count() == 4
+    assert tab.problems == []
+
+
+def test_the_keyboard_reaches_everything(show, data):
+    tab = show(data, tour=True)
+    tab.click("#start-tour")
+    for step in range(1, 6):
+        assert tab.locator("#tour-title").text_content().startswith(f"{step} of 5")
+        tab.click("#tour-next")
+    assert tab.locator("#tour").is_hidden()
+    tab.keyboard.press("Enter")  # on the button that started it, which has the focus again
+    tab.keyboard.press("Escape")
+    assert tab.locator("#tour").is_hidden()
+    tab.focus("#prompt")
+    tab.keyboard.press("End")
+    tab.keyboard.type("fox")
+    for _ in range(3):  # length, seed, Write
+        tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    tab.wait_for_function("document.getElementById('written').children.length === 47")
+    tab.wait_for_function("document.getElementById('write-stop').disabled")
+    tab.focus("#written")
+    tab.keyboard.press("Home")
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator("#written [aria-selected]").get_attribute("id") == "written-1"
+    tab.keyboard.press("ArrowDown")
+    assert tab.evaluate("document.querySelector('#written [aria-selected]').offsetTop") > tab.evaluate(
+        "document.querySelector('#written').firstChild.offsetTop"
+    )
+    # All that a mouse can use has a name for a screen reader, and shows that it has the focus.
+    names = tab.evaluate("""() => {
+        const all = document.querySelectorAll("button, input, select, textarea, a, [tabindex='0']");
+        return [...all].filter(element => !element.disabled && element.checkVisibility()).map(element => {
+            element.focus({focusVisible: true});
+            const labels = [...(element.labels ?? [])].map(label => label.textContent).join("");
+            const by = document.getElementById(element.getAttribute("aria-labelledby"))?.textContent;
+            const name = element.ariaLabel || by || labels || element.textContent;
+            return [element.outerHTML.slice(0, 80), name.trim(), getComputedStyle(element).outlineStyle];
+        });
+    }""")
+    assert len(names) > 50
+    assert [name for name in names if not name[1] or name[2] == "none"] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_a_telephone(show, data, scheme):
+    tab = show(data, scheme=scheme, width=390)
+    write(tab)
+    tab.locator("#film").scroll_into_view_if_needed()
+    tab.wait_for_function("document.getElementById('film-sample').textContent.length === 164")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(251, 251, 249)") == (scheme == "light")
+
+
+def test_text_is_never_run(show, data):
+    evil = data | {"prompt": EVIL, "sample": EVIL, "test_text": EVIL + TEXT, "name": EVIL}
+    for models in ([evil], [evil, evil]):
+        tab = show(*models)
+        tab.fill("#inside-text", EVIL)
+        assert EVIL in write(tab)
+        tab.locator("#film, #compare").locator("visible=true").scroll_into_view_if_needed()
+        tab.wait_for_selector("#film-sample:not(:empty), #compare-table:not(:empty)")
+        assert tab.evaluate("window.ran") is None
+        assert tab.locator("img").count() == 0
+        assert tab.problems == []
+
+
+def test_compares_two_models(show, data, tmp_path):
+    # The second knows no "q", so that its ids differ too.
+    tokenizer = CharTokenizer.from_text(TEXT.replace("q", ""))
+    other = MiniGPT(ModelConfig(tokenizer.vocab_size, 64, embed_dim=8, num_heads=1, num_layers=1)).eval()
+    checkpoint.save(tmp_path / "b", other, tokenizer, {"steps": 3}, Source("b", "", None, {}, ""), {})
+    tab = show(data | {"name": "a"}, data | model_data(tmp_path / "b") | {"name": "b", "heads": []})
+    assert tab.locator("#film").is_hidden()
+    tab.locator("#compare").scroll_into_view_if_needed()
+    tab.fill("#compare-text", TEXT[:60])
+    tab.wait_for_function("document.getElementById('compare-difference').children.length === 60")
+    losses = tab.locator("#compare-models .readout").all_text_contents()
+    # An untrained model finds all characters about equally likely.
+    assert float(losses[1].split()[1]) == pytest.approx(math.log(tokenizer.vocab_size), abs=0.1)
+    assert losses[0] != losses[1]
+    assert "b: The model has never seen q" in tab.locator("#compare-note").text_content()
+    assert tab.locator("#compare-table tr").count() == 9
+    tab.select_option("#model", "1")
+    assert "1 layer of 1 attention head" in tab.locator("#summary").text_content()
+    tab.wait_for_function("document.querySelectorAll('#heads button').length === 1")
+    assert len(write(tab)) == 44
+    assert tab.problems == []
+
+
+def test_runs_in_a_sandboxed_frame(show, data, open_page, tmp_path):
+    """As MLflow's artifact viewer shows it: storage throws there."""
+    show(data).close()
+    frame = tmp_path / "frame.html"
+    frame.write_text("<iframe sandbox='allow-scripts' width=1200 height=900 src='explorer.html'></iframe>")
+    tab = open_page(frame)
+    inner = tab.frames[1]
+    assert (
+        inner.evaluate("() => { try { return localStorage.length } catch { return 'throws' } }") == "throws"
+    )
+    inner.click("#tour-close")
+    inner.click("#write-start")
+    inner.wait_for_function("document.getElementById('written').children.length === 44")
+    assert tab.problems == []
