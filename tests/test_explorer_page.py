@@ -318,17 +318,23 @@ def test_compares_two_models(show, data, tmp_path):
     assert tab.problems == []
 
 
-def test_runs_in_a_sandboxed_frame(show, data, open_page, tmp_path):
-    """As MLflow's artifact viewer shows it: storage throws there."""
+def test_runs_in_the_frame_of_mlflow(show, data, open_page, tmp_path):
+    """MLflow's artifact viewer shows a copy in a sandbox, where storage throws and links are forbidden."""
     show(data).close()
-    frame = tmp_path / "frame.html"
-    frame.write_text("<iframe sandbox='allow-scripts' width=1200 height=900 src='explorer.html'></iframe>")
-    tab = open_page(frame)
-    inner = tab.frames[1]
-    assert (
-        inner.evaluate("() => { try { return localStorage.length } catch { return 'throws' } }") == "throws"
+    (tmp_path / "viewer.html").write_text("<iframe sandbox='allow-scripts' width=1200 height=700></iframe>")
+    tab = open_page(tmp_path / "viewer.html")
+    tab.evaluate(
+        """page => { document.querySelector("iframe").src =
+            URL.createObjectURL(new Blob([page], {type: "text/html"})); }""",
+        (tmp_path / "explorer.html").read_text(),
     )
-    inner.click("#tour-close")
-    inner.click("#write-start")
-    inner.wait_for_function("document.getElementById('written').children.length === 44")
+    frame = tab.frame_locator("iframe")
+    frame.locator("#tour-close").click()
+    assert (
+        frame.locator("body").evaluate("() => { try { localStorage } catch { return 'throws' } }") == "throws"
+    )
+    frame.locator("#write-start").click()
+    frame.locator("#written span:nth-child(44)").wait_for()
+    frame.get_by_role("link", name="The film").click()
+    frame.locator("#film-loss circle").nth(3).wait_for()
     assert tab.problems == []

@@ -53,8 +53,21 @@ if (data.models.length > 1) {
 
 describeModel();
 for (const panel of panels) panel.refresh();
-for (const [name, address] of Object.entries(data.links ?? {})) {
-  page.find("links").append(element("a", { href: address, textContent: name }), " ");
+// MLflow shows a copy of the page in a frame, where no other page lies beside it.
+if (location.protocol !== "blob:") {
+  for (const [name, address] of Object.entries(data.links)) {
+    page.find("links").append(element("a", { href: address, textContent: name }), " ");
+  }
+}
+// In that frame a link into the page itself is forbidden: the way is gone by script.
+for (const link of document.querySelectorAll("nav a")) {
+  const panel = page.find(link.getAttribute("href").slice(1));
+  panel.tabIndex = -1;
+  link.onclick = event => {
+    event.preventDefault();
+    panel.scrollIntoView();
+    panel.focus({ preventScroll: true });
+  };
 }
 // What is far below is computed when it comes near, so that the first characters are not kept waiting.
 for (const [index, section] of [needs.film && "film", needs.compare && "compare"].filter(Boolean).entries()) {
