@@ -125,22 +125,25 @@ def test_goes_back_to_a_character_and_takes_another_one(show, data):
 def test_sliders_act_at_once_and_name_what_they_cut_off(show, data):
     tab = show(data)
     tab.wait_for_function("document.querySelectorAll('#next-bars .row').length > 0")
-    moved = """([id, value]) => {
+    # Moves a slider to a value, five times; returns the shortest time, as others use the machine too.
+    move = """([id, value]) => Math.min(...Array.from({length: 5}, () => {
         const slider = document.getElementById(id), before = performance.now();
-        slider.value = value;
-        slider.dispatchEvent(new Event("input"));
-        document.body.getBoundingClientRect();  // lays the page out
+        for (const moved of [slider.max, value]) {
+            slider.value = moved;
+            slider.dispatchEvent(new Event("input"));
+            document.body.getBoundingClientRect();  // lays the page out
+        }
         return performance.now() - before;
-    }"""
+    }))"""
     cut = tab.locator("#next-bars .cut")
     for slider, value, reason in (("top-k", 2, "top_k"), ("top-p", 0.3, "top_p"), ("min-p", 0.5, "min_p")):
         before = tab.locator("#next-bars").inner_html()
-        assert tab.evaluate(moved, [slider, value]) < 50
+        assert tab.evaluate(move, [slider, value]) < 50
         assert tab.locator("#next-bars").inner_html() != before
         assert reason in cut.all_text_contents()
-        tab.evaluate(moved, [slider, {"top-k": 99, "top-p": 1, "min-p": 0}[slider]])
+        tab.evaluate(move, [slider, {"top-k": 99, "top-p": 1, "min-p": 0}[slider]])
         assert set(cut.all_text_contents()) <= {"never drawn"}
-    tab.evaluate(moved, ["temperature", 0])
+    tab.evaluate(move, ["temperature", 0])
     assert tab.locator("#next-rest").text_content().startswith("1 of ")
     assert tab.locator("#next-bars .value").first.text_content() == "100\u00a0%"
 

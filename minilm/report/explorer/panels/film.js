@@ -7,11 +7,12 @@ const FILM_TEXT = 40; // characters of the passage whose attention is shown
 function filmPanel(page) {
   const [play, slider, prompt, sample, note] =
     ["film-play", "film-frame", "film-prompt", "film-sample", "film-loss-note"].map(page.find);
+  const panel = page.find("film");
   const bars = new Bars(page.find("film-bars"));
   const { film, steps, loss, config, vocabulary, settings, test_text: test } = page.data.models[0];
   const measured = []; // loss of the passage after each frame, as soon as it is known
   let kept = new Map(); // what the frames say to the prompt
-  let playing = false;
+  let playing = null; // the run of the film that goes on, if one does
 
   // The last frame is the trained model itself, which is not kept twice.
   const frames = film.length + 1;
@@ -47,6 +48,7 @@ function filmPanel(page) {
     const written = client.generate(
       { temperature, topK, topP, minP, seed, prompt: before, maxNewTokens: FILM_LENGTH }, () => {}, options(index)).done;
     return {
+      before,
       chances: probabilitiesOf(next, ids.length - 1, config.vocab_size),
       attention: inside.attention,
       time: shown.length,
@@ -58,14 +60,15 @@ function filmPanel(page) {
     const index = Number(slider.value);
     if (!prompt.value) {
       sample.textContent = "Write a prompt of at least one character.";
+      panel.ariaBusy = "false";
       return;
     }
-    const { chances, attention, time, text } = await content(index);
+    const { before, chances, attention, time, text } = await content(index);
     const best = [...chances.keys()].sort((a, b) => chances[b] - chances[a]).slice(0, 8);
     bars.show(best.map(id => ({ character: vocabulary[id], after: chances[id] })), { scale: 1 });
-    sample.replaceChildren(element("b", { textContent: prompt.value }), text.slice(prompt.value.length));
+    sample.replaceChildren(element("b", { textContent: before }), text.slice(before.length));
     showThumbnails(page.find("film-heads"), attention, time);
-    drawLoss();
+    panel.ariaBusy = String(index !== Number(slider.value));
   });
 
   // What can be shown at once; the rest follows when the model has computed it.
@@ -73,25 +76,26 @@ function filmPanel(page) {
     page.find("film-step").textContent = `${stepOf(Number(slider.value)).toLocaleString("en")} of ${steps.toLocaleString("en")}`;
     slider.setAttribute("aria-valuetext", `step ${stepOf(Number(slider.value))}`);
     drawLoss();
-    return show();
+    panel.ariaBusy = "true";
+    show();
   }
 
   function pause() {
-    playing = false;
+    playing = null;
     play.textContent = "Play";
   }
 
   async function run() {
     if (playing) return pause();
-    playing = true;
+    const mine = (playing = {});
     play.textContent = "Pause";
     if (Number(slider.value) === frames - 1) slider.value = 0;
-    while (playing) {
+    while (playing === mine) {
       move();
       const index = Number(slider.value);
       // The next frame is computed while this one is looked at.
       await Promise.all([content(index), content(Math.min(index + 1, frames - 1)), new Promise(done => setTimeout(done, FILM_PAUSE))]);
-      if (!playing) return;
+      if (playing !== mine) return;
       if (index >= frames - 1) return pause();
       slider.value = index + 1;
     }
@@ -105,7 +109,8 @@ function filmPanel(page) {
     const curve = values => loss.step.map((step, i) => [step, values[i]]).filter(([, value]) => Number.isFinite(value));
     const curves = { train: curve(loss.train_loss), val: curve(loss.val_loss) };
     const values = [...points, ...curves.train, ...curves.val].map(point => point[1]);
-    const [low, high] = [Math.floor(Math.min(...values, 2)), Math.ceil(Math.max(...values, Math.log(config.vocab_size)))];
+    // Whoever guesses has a loss of ln V; a training that went far beyond it would leave no room for the rest.
+    const [low, high] = [Math.floor(Math.min(...values, 2)), Math.ceil(Math.log(config.vocab_size) + 0.3)];
     // Steps on a logarithmic axis, as the frames double.
     const x = step => left + 6 + ((width - left - 16) * Math.log(step)) / Math.log(Math.max(2, steps));
     const y = value => 8 + ((height - bottom - 8) * (high - value)) / (high - low);
