@@ -1,0 +1,39 @@
+"""Draw docs/explorer.png and docs/film.webp from reports/explorer.html: python docs/explorer_pictures.py."""
+
+import io
+import shutil
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+DOCS = Path(__file__).resolve().parent
+MILLISECONDS = 1200  # of each frame; the last one is shown longer
+
+
+def film(tab: Page) -> list[Image.Image]:
+    """One picture for each frame of the training's film."""
+    tab.add_style_tag(content="nav, #film > :is(p, label, input) { display: none }")
+    tab.set_viewport_size({"width": 1000, "height": 900})
+    tab.locator("#film").scroll_into_view_if_needed()
+    last, pictures = int(tab.locator("#film-frame").get_attribute("max")), []
+    tab.locator("#film-loss circle").nth(last).wait_for(timeout=60_000)  # all frames are measured
+    for frame in range(last + 1):
+        tab.fill("#film-frame", str(frame))
+        tab.wait_for_selector("#film[aria-busy=false]", timeout=60_000)
+        pictures.append(Image.open(io.BytesIO(tab.locator("#film").screenshot())).convert("RGB"))
+    height = max(picture.height for picture in pictures)  # the texts differ in length
+    return [picture.crop((0, 0, picture.width, height)) for picture in pictures]
+
+
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    tab = browser.new_page(viewport={"width": 1280, "height": 960}, reduced_motion="reduce")
+    tab.goto((DOCS.parent / "reports/explorer.html").as_uri())
+    tab.click("#tour-close")
+    tab.click("#write-start")
+    tab.wait_for_selector("#write-stop:disabled")
+    tab.screenshot(path=DOCS / "explorer.png")
+    first, *others = film(tab)
+    times = [MILLISECONDS] * len(others) + [4 * MILLISECONDS]
+    first.save(DOCS / "film.webp", append_images=others, save_all=True, duration=times, loop=0)
