@@ -45,8 +45,8 @@ class Client {
     return this.request("tensor", [name, options]);
   }
 
-  // Write text; `settings` as in sampling.js, with `prompt` and `maxNewTokens`. onText gets the new characters,
-  // a few at a time. Returns {done: promise of the text, prompt first; stop()}, after which `done` follows soon.
+  // Write text; `settings` are DEFAULTS' of sampling.js, and `prompt`. onText gets the new characters, a few at
+  // a time. Returns {done, a promise of the text, prompt first; stop(), after which it follows soon}.
   generate(settings, onText, options = {}) {
     const done = this.request("generate", [settings, options], onText);
     const id = this.requests;
@@ -75,7 +75,7 @@ class Client {
     try {
       const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
       worker.onmessage = event => this.receive(event.data);
-      // A sandbox or a policy may forbid workers only when it comes to loading one: what was asked is asked again.
+      // Some policies forbid a worker only when it is loaded: what was asked until then is asked again.
       worker.onerror = () => {
         worker.terminate();
         this.send = here();

@@ -24,7 +24,15 @@ from minilm.errors import InputError
 from minilm.model.config import MOST_EXPLORED
 
 SOURCES = Path(__file__).parent
-ENGINE = ("tokenizer.js", "engine.js", "sampling.js", "worker.js")  # what the page's worker runs too
+ENGINE = (  # what the page's worker runs too
+    "tokenizer.js",
+    "positions.js",
+    "local_context.js",
+    "engine.js",
+    "kv_cache.js",
+    "sampling.js",
+    "worker.js",
+)
 PANELS = sorted(path.relative_to(SOURCES).as_posix() for path in SOURCES.glob("panels/*.js"))
 HIGHEST_LEVEL = 31  # of a rounded weight, with a sign
 

@@ -8,7 +8,8 @@ const DEFAULTS = { temperature: 0.8, topK: 50, topP: 1, minP: 0, maxNewTokens: 2
 function checkSettings({ temperature, topK, topP, minP, maxNewTokens, seed }) {
   const inRange = temperature >= 0 && topK >= 0 && topP > 0 && topP <= 1 && minP >= 0 && minP <= 1;
   if (!(inRange && temperature < Infinity && maxNewTokens >= 0 && seed >= 0)) {
-    throw new Error("temperature, topK, maxNewTokens and seed must be at least 0, topP above 0 to 1, minP from 0 to 1");
+    const ranges = "temperature, topK, maxNewTokens and seed must be at least 0";
+    throw new Error(`${ranges}, topP above 0 to 1, minP from 0 to 1`);
   }
 }
 
@@ -24,8 +25,8 @@ function limit(logits, { temperature, topK, topP, minP }) {
   let before = 0; // what the more likely ones have together
   order.forEach((id, rank) => {
     // A character stays if those before it have not reached top_p yet, so the most likely always does.
-    const beyond = (topK > 0 && rank >= topK) || before >= topP || probabilities[rank] < minP * probabilities[0];
-    if (beyond) limited[id] = -Infinity;
+    const rare = probabilities[rank] < minP * probabilities[0];
+    if ((topK > 0 && rank >= topK) || before >= topP || rare) limited[id] = -Infinity;
     before += probabilities[rank];
   });
   return limited;
@@ -41,7 +42,8 @@ function distribution(logits, settings) {
   return { before: softmax(Float64Array.from(logits)), after: softmax(after) };
 }
 
-// Random numbers of 32 bits, "Mersenne Twister" (Matsumoto and Nishimura, 1998): those of NumPy's RandomState(seed).
+// Random numbers of 32 bits, those of NumPy's RandomState(seed): "Mersenne Twister: A 623-Dimensionally
+// Equidistributed Uniform Pseudo-Random Number Generator" (Matsumoto and Nishimura, 1998).
 class MersenneTwister {
   constructor(seed) {
     this.state = new Uint32Array(624);

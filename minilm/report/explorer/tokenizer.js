@@ -1,4 +1,5 @@
-// tokenizer.js: characters to ids and back, as minilm/data/tokenizer.py. Top-level names: UNKNOWN_ID, CharTokenizer.
+// tokenizer.js: characters to ids and back, as minilm/data/tokenizer.py.
+// Top-level names: UNKNOWN_ID, CharTokenizer.
 
 const UNKNOWN_ID = 0;
 

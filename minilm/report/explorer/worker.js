@@ -1,5 +1,6 @@
 // worker.js: answers client.js, on a thread of its own or, where the browser forbids that, on the page's.
-// Top-level names: Service, serve, inflate, pause.
+// Top-level names: FRAMES_KEPT, SLICE, Service, serve, decode, decodeFrame, assemble, size, bytesOf, inflate,
+// pause.
 
 const FRAMES_KEPT = 4; // models of the film that are decoded; each takes four bytes per parameter
 const SLICE = 15; // milliseconds of work, after which other requests have their turn
@@ -9,7 +10,7 @@ class Service {
   constructor(models) {
     this.models = models; // as in the page's data
     this.tokenizers = models.map(model => new CharTokenizer(model.vocabulary));
-    this.trained = new Map(); // promises of the tensors of each model
+    this.trained = []; // promises of MiniGPTs, by model
     this.frames = new Map(); // promises of those of the film's frames, the latest used last
   }
 
@@ -25,8 +26,8 @@ class Service {
     return (await this.model(options)).tensors[name];
   }
 
-  // Overlapping windows score each character once, with at least half of block_size before it where there are so many
-  // (minilm/evaluation/scoring.py).
+  // Nats for each character. Overlapping windows score each once, with at least half of block_size before it
+  // where there are so many (minilm/evaluation/scoring.py).
   async surprisal(ids, options) {
     const model = await this.model(options), { block_size, vocab_size } = model.config;
     const nats = new Float32Array(ids.length).fill(NaN), predictions = ids.length - 1;
@@ -50,8 +51,10 @@ class Service {
     if (!chosen.prompt) throw new Error("the prompt is empty; give at least one character to continue");
     const prompt = chosen.prompt.replace(/\r\n?/g, "\n"); // as training has read line ends
     const model = await this.model(options), tokenizer = this.tokenizers[options.model ?? 0];
-    const decoder = new Decoder(model, options.off), drawer = new Drawer(chosen.seed, model.config.vocab_size);
-    let logits = decoder.prefill(tokenizer.encode(prompt)), text = prompt, sent = text.length, since = performance.now();
+    const drawer = new Drawer(chosen.seed, model.config.vocab_size);
+    const decoder = new Decoder(model, options.off);
+    let text = prompt, sent = text.length, since = performance.now();
+    let logits = decoder.prefill(tokenizer.encode(prompt));
     if (!logits.every(Number.isFinite)) {
       throw new Error("the model's logits are no numbers: its weights are damaged, or its training diverged");
     }
@@ -69,40 +72,15 @@ class Service {
     return text;
   }
 
-  // The trained model, or a frame of its film.
-  async model({ model = 0, frame }) {
-    const data = this.models[model];
-    const kept = frame === undefined ? this.trained : this.frames, key = `${model} ${frame}`;
-    const tensors = kept.get(key) ?? (frame === undefined ? this.decode(data) : this.decodeFrame(data, data.film[frame]));
-    kept.delete(key);
-    kept.set(key, tensors);
-    if (kept === this.frames && kept.size > FRAMES_KEPT) kept.delete(kept.keys().next().value);
-    return new Model(data.config, await tensors);
-  }
-
-  // {name: Float32Array} of the model's weights, float32.
-  async decode({ tensors, weights }) {
-    const numbers = new Float32Array(await inflate(weights));
-    return this.divide(tensors, numbers);
-  }
-
-  // The same of a frame, int8: each row of a matrix, and each vector, has a scale of its own.
-  async decodeFrame({ tensors }, { weights, scales }) {
-    const levels = new Int8Array(await inflate(weights)), numbers = Float32Array.from(levels);
-    const scaleOf = new Float32Array(bytesOf(scales).buffer);
-    let scale = 0;
-    for (const { shape, offset } of Object.values(tensors)) {
-      const columns = shape.at(-1), size = shape.reduce((a, b) => a * b);
-      for (let from = offset; from < offset + size; from += columns, scale++) {
-        for (let i = from; i < from + columns; i++) numbers[i] *= scaleOf[scale];
-      }
-    }
-    return this.divide(tensors, numbers);
-  }
-
-  divide(tensors, numbers) {
-    return Object.fromEntries(Object.entries(tensors).map(([name, { shape, offset }]) =>
-      [name, numbers.subarray(offset, offset + shape.reduce((a, b) => a * b))]));
+  // A promise of the trained model, or of a frame of its film.
+  model({ model = 0, frame }) {
+    const data = this.models[model], key = `${model} ${frame}`;
+    if (frame === undefined) return (this.trained[model] ??= decode(data));
+    const found = this.frames.get(key) ?? decodeFrame(data, data.film[frame]);
+    this.frames.delete(key); // and comes last again
+    this.frames.set(key, found);
+    if (this.frames.size > FRAMES_KEPT) this.frames.delete(this.frames.keys().next().value);
+    return found;
   }
 }
 
@@ -119,6 +97,35 @@ function serve(models, post) {
       post({ id, error: error.message });
     }
   };
+}
+
+// The page's data of a model -> MiniGPT with its weights, float32.
+async function decode(data) {
+  return assemble(data, new Float32Array(await inflate(data.weights)));
+}
+
+// The same of a frame, int8: each row of a matrix, and each vector, has a scale of its own.
+async function decodeFrame(data, { weights, scales }) {
+  const numbers = new Float32Array(new Int8Array(await inflate(weights)));
+  const scaleOf = new Float32Array(bytesOf(scales).buffer);
+  let scale = 0;
+  for (const { shape, offset } of Object.values(data.tensors)) {
+    const columns = shape.at(-1), end = offset + size(shape);
+    for (let from = offset; from < end; from += columns, scale++) {
+      for (let i = from; i < from + columns; i++) numbers[i] *= scaleOf[scale];
+    }
+  }
+  return assemble(data, numbers);
+}
+
+function assemble({ config, tensors }, numbers) {
+  const parts = Object.entries(tensors).map(([name, { shape, offset }]) =>
+    [name, numbers.subarray(offset, offset + size(shape))]);
+  return new MiniGPT(config, Object.fromEntries(parts));
+}
+
+function size(shape) {
+  return shape.reduce((a, b) => a * b);
 }
 
 function bytesOf(base64) {
