@@ -12,6 +12,7 @@ const page = {
   get current() {
     return data.models[this.model];
   },
+  knows: character => client.tokenizers[page.model].idOf.has(character),
   find: id => document.getElementById(id),
 };
 

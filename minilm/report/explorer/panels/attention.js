@@ -21,10 +21,12 @@ function attentionPart(page, { choose }) {
       showPlace(shown.view, shown.position);
     });
     head = [0, 0];
-    if (!heads?.length) return;
+    if (!heads.length) return;
     [...choices.querySelectorAll("button")].forEach((button, index) => {
       const { previous, induction } = heads.flat()[index];
-      button.append(element("small", { textContent: `before ${percent(previous)}, copies ${percent(induction)}` }));
+      const scores = `before ${percent(previous)}, copies ${percent(induction)}`;
+      button.append(element("small", { textContent: scores }));
+      button.ariaLabel += `: ${scores}`;
     });
     const [previous, induction] = [strongest("previous"), strongest("induction")];
     head = [previous.l, previous.h];

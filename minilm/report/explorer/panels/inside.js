@@ -14,8 +14,10 @@ function insidePanel(page, written) {
     const { model, client, current: { config } } = page;
     const characters = Array.from(input.value).slice(-MOST_CHARACTERS);
     const start = Math.max(0, characters.length - config.block_size);
-    note.textContent =
-      describeText(characters, page.current.vocabulary, config.block_size, "attention and what is below it show the text");
+    note.textContent = characters.length
+      ? describeText(characters, page.current.vocabulary, config.block_size, "attention and what is below it show the text")
+      : "Write a text of at least one character.";
+    if (characters.length === MOST_CHARACTERS) note.textContent += ` The last ${MOST_CHARACTERS} characters are taken.`;
     if (!characters.length) return;
     const all = client.encode(characters.join(""), model);
     const ids = all.slice(start);
@@ -40,7 +42,7 @@ function insidePanel(page, written) {
       const bits = view.nats[index] / Math.LN2;
       span.style.setProperty("--share", `${(100 * Math.min(bits || 0, MOST_BITS)) / MOST_BITS}%`);
       span.title = index ? `${spoken(view.characters[index])}: ${bits.toFixed(1)} bits` : "nothing comes before it";
-      span.classList.toggle("unknown", !page.current.vocabulary.includes(view.characters[index]));
+      span.classList.toggle("unknown", !page.knows(view.characters[index]));
     });
     for (const part of parts) part.show?.(view);
     showPlace();

@@ -19,7 +19,7 @@ function writePanel(page) {
       topK: Number(topK.value) === all ? 0 : Number(topK.value),
       topP: Number(topP.value),
       minP: Number(minP.value),
-      seed: Number(seed.value),
+      seed: Math.max(0, Math.floor(Number(seed.value))),
     };
   }
 
@@ -27,7 +27,7 @@ function writePanel(page) {
     text.show(characters, (span, index) => {
       span.classList.toggle("prompt", index < prompted);
       span.classList.toggle("faded", index > place);
-      span.classList.toggle("unknown", !page.current.vocabulary.includes(characters[index]));
+      span.classList.toggle("unknown", !page.knows(characters[index]));
     });
     text.choose(place < characters.length ? place : -1);
     on.textContent = place < characters.length ? "Write on from here" : "Write on";
@@ -54,8 +54,11 @@ function writePanel(page) {
     );
     writing = mine;
     show();
-    await mine.done;
-    if (writing === mine) goTo(characters.length);
+    try {
+      await mine.done;
+    } finally {
+      if (writing === mine) goTo(characters.length);
+    }
   }
 
   function goTo(index) {
