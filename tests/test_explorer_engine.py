@@ -332,7 +332,7 @@ def test_works_without_a_worker(open_page, make_page, models, how):
     policy = '<meta http-equiv="Content-Security-Policy" content="worker-src \'none\'">'
     missing = "<script>delete window.Worker</script>"
     tab = open_page(make_page([models[NAMES[0]]], head=policy if how == "policy" else missing))
-    tab.evaluate("minilm.ready")  # asked before it is known that there is none
+    tab.wait_for_function("minilm.ready.then(() => true)")  # asked before it is known that there is none
     ids = random_ids(BLOCK)
     close(ask(tab, "logits", ids), models[NAMES[0]](torch.tensor([ids])))
     assert written(tab, "the ", 30) == generate(models[NAMES[0]], TOKENIZER, "the ", 30)
