@@ -129,7 +129,9 @@ function size(shape) {
 }
 
 function bytesOf(base64) {
-  return Uint8Array.from(atob(base64), character => character.charCodeAt(0));
+  const characters = atob(base64), bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
 }
 
 // Base64 of zlib's format -> the bytes, an ArrayBuffer.
