@@ -33,6 +33,7 @@ with sync_playwright() as playwright:
     tab.click("#tour-close")
     tab.click("#write-start")
     tab.wait_for_selector("#write-stop:disabled")
+    tab.wait_for_selector("#next[aria-busy=false]")
     tab.screenshot(path=DOCS / "explorer.png")
     first, *others = film(tab)
     times = [MILLISECONDS] * len(others) + [4 * MILLISECONDS]

@@ -89,6 +89,9 @@ def test_writes_what_the_settings_say_and_stops(show, data):
         "minilm.generate({prompt: 'the ', maxNewTokens: 40, temperature: 0.8, topK: 0, seed: 1337})"
     )
     assert len(written(tab)) == len("the ") + 40
+    tab.wait_for_selector("#next[aria-busy=false]")
+    end = written(tab)[-12:].replace(" ", "␣").replace("\n", "⏎")
+    assert tab.locator("#next-place").text_content() == f"After {end}:"
     tab.fill("#length", "5000")
     tab.click("#write-start")
     tab.wait_for_function("document.getElementById('written').children.length > 60")

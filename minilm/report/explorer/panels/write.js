@@ -10,7 +10,8 @@ function writePanel(page) {
   let prompted = 0; // how many of them are the prompt
   let place = 0; // which character the bars stand for: the next one, or one to go back to
   let writing = null; // the running generation
-  let logits = null; // for the character at `place`
+  let before = []; // the characters after which the bars stand, and the logits of what follows them
+  let logits = null;
 
   function settings() {
     const all = Number(topK.max);
@@ -66,21 +67,25 @@ function writePanel(page) {
     writing = null;
     place = index;
     show();
+    page.find("next").ariaBusy = "true";
     readNext();
   }
 
   function take(character) {
-    prompted = Math.min(prompted, place);
-    characters = [...characters.slice(0, place), character];
+    prompted = Math.min(prompted, before.length);
+    characters = [...before, character];
     goTo(characters.length);
   }
 
   const readNext = newest(async () => {
     const [model, size] = [page.model, page.current.vocabulary.length];
-    const ids = page.client.encode(characters.slice(0, place).join(""), model).slice(-page.current.config.block_size);
+    const read = characters.slice(0, place);
+    const ids = page.client.encode(read.join(""), model).slice(-page.current.config.block_size);
     const all = ids.length ? await page.client.logits(ids, { model }) : null;
     if (model !== page.model) return;
+    before = read;
     logits = all && all.slice(-size);
+    page.find("next").ariaBusy = String(place !== before.length);
     showNext();
   });
 
@@ -92,9 +97,9 @@ function writePanel(page) {
     page.find("top-k-value").textContent = values.topK || "all";
     page.find("top-p-value").textContent = values.topP === 1 ? "1, all" : values.topP;
     page.find("min-p-value").textContent = values.minP || "0, none";
-    const before = characters.slice(Math.max(0, place - 12), place).map(visible).join("");
+    const context = before.slice(-12).map(visible).join("");
     page.find("next-place").replaceChildren(
-      ...(logits ? ["After ", element("code", { className: "context", textContent: before }), ":"]
+      ...(logits ? ["After ", element("code", { className: "context", textContent: context }), ":"]
         : ["Nothing comes before the first character, so the model has no distribution for it."]),
     );
     page.find("next-rest").textContent = "";
@@ -114,7 +119,7 @@ function writePanel(page) {
     const rows = ranked.slice(0, 14).map(id => ({
       character: vocabulary[id], before: chances.before[id], after: chances.after[id], cut: cutBy(id),
     }));
-    bars.show(rows, { marked: characters[place] ?? null });
+    bars.show(rows, { marked: characters[before.length] ?? null });
     const share = ranked.slice(14).reduce((sum, id) => sum + chances.before[id], 0);
     const left = ranked.filter(id => chances.after[id] > 0).length;
     page.find("next-rest").textContent =
