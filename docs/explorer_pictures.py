@@ -8,7 +8,6 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 DOCS = Path(__file__).resolve().parent
-MILLISECONDS = 1200  # of each frame; the last one is shown longer
 
 
 def film(tab: Page) -> list[Image.Image]:
@@ -33,8 +32,9 @@ with sync_playwright() as playwright:
     tab.click("#tour-close")
     tab.click("#write-start")
     tab.wait_for_selector("#write-stop:disabled")
-    tab.wait_for_selector("#next[aria-busy=false]")
+    tab.click("#written span:nth-child(22)")
+    tab.wait_for_selector("#next[aria-busy=false] .marked")
     tab.screenshot(path=DOCS / "explorer.png")
     first, *others = film(tab)
-    times = [MILLISECONDS] * len(others) + [4 * MILLISECONDS]
+    times = [1200] * len(others) + [5000]  # milliseconds of each frame
     first.save(DOCS / "film.webp", append_images=others, save_all=True, duration=times, loop=0)

@@ -74,7 +74,7 @@ def write_report() -> None:
         page = html.no_explorer_page()
         if explored:
             data = model_data(MODEL) | run_data(load_file(FILM), training, curves, evaluation, samples)
-            page = explorer_page(f"MiniLM on {info.data.dataset}", [data], LINKS)
+            page = explorer_page(f"MiniLM on {data['dataset']}", [data], LINKS)
         (new / "explorer.html").write_text(page, encoding="utf-8")
     print(f"report: open {REPORTS / 'report.html'}")
 

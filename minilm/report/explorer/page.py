@@ -73,7 +73,7 @@ def model_data(folder: Path) -> dict[str, Any]:
     offsets = np.cumsum(sizes) - sizes
     return {
         "name": str(folder),
-        "dataset": info.data.dataset,
+        "dataset": "the bundled sample text" if info.data.fallback_for else info.data.dataset,
         "sha256": info.model_sha256,
         "config": asdict(info.config),
         "vocabulary": [UNKNOWN_CHARACTER, *CharTokenizer.load(folder / TOKENIZER).characters],
