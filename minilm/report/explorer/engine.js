@@ -3,10 +3,10 @@
 //
 // Names and order are gpt.py's, which also names the papers. Shapes: T characters in time, C channels
 // (embed_dim), H heads, D = C/H channels per head, V characters in the vocabulary. An array of shape (T, C)
-// is a Float32Array that holds row after row. Sums are taken in double precision, as JavaScript's numbers are.
+// is a Float32Array that holds row after row. Sums are in double precision, as JavaScript's numbers are.
 //
-// One thing is different: there is one forward pass, which always goes through a key/value cache (kv_cache.js).
-// With an empty one it is gpt.py's; with a filled one it continues a text.
+// One thing is different: there is one forward pass, which always goes through a cache of keys and values
+// (kv_cache.js). With an empty one it is gpt.py's; with a filled one it continues a text.
 
 // x Wᵀ + b: (T, inputs) -> (T, outputs), with weights (outputs, inputs).
 class Linear {
@@ -99,24 +99,26 @@ class SelfAttention {
     if (config.position === "alibi") this.slopes = alibiSlopes(config.num_heads);
   }
 
-  // (T, C) -> (T, C), the first character being at `position`. The part of heads that are `off` stays zero;
-  // `weights`, (H, T, T), if it is there, receives what each character attends to.
-  forward(x, position, memory, off, weights) {
+  // (T, C) -> (T - skipped, C), the first character being at `position`. The part of heads that are `off`
+  // stays zero; `weights`, (H, T, T), if it is there, receives what each character attends to.
+  forward(x, position, memory, off, weights, skipped) {
     const { embed_dim, num_heads, block_size } = this.config;
     const { query, key, value } = this.projectQkv(x, position);
-    const gathered = new Float32Array(x.length); // (T, C), the heads side by side
     const time = x.length / embed_dim, buffer = new Float64Array(block_size);
+    const gathered = new Float32Array((time - skipped) * embed_dim); // the heads side by side
     for (let t = 0; t < time; t++) {
       // The newest character takes the place of the one that leaves the window.
       const place = (position + t) % block_size, length = Math.min(block_size, position + t + 1);
       memory.keys.set(row(key, t, embed_dim), place * embed_dim);
       memory.values.set(row(value, t, embed_dim), place * embed_dim);
+      if (t < skipped) continue;
       for (let head = 0; head < num_heads; head++) {
         const from = t * embed_dim + head * this.headDim; // where the head's channels begin
+        const to = from - skipped * embed_dim;
         const attended = buffer.subarray(0, length); // the weight of each character in the window
         this.attentionWeights(query, from, memory.keys, head, place, attended);
         if (weights) weights.set(attended, (head * time + t) * time);
-        if (!off.includes(head)) this.gather(attended, memory.values, head, gathered, from);
+        if (!off.includes(head)) this.gather(attended, memory.values, head, gathered, to);
       }
     }
     return this.projection.forward(gathered);
@@ -202,13 +204,14 @@ class TransformerBlock {
     this.mlp = new MLP(config, tensors, `${name}.mlp`);
   }
 
-  // Adds to x, (T, C), in place.
-  forward(x, position, memory, off, weights) {
+  // (T, C), which changes in place -> its last T - skipped rows.
+  forward(x, position, memory, off, weights, skipped) {
     const { embed_dim } = this.config;
-    const attended = tokenShift(this.attentionNorm.forward(x), embed_dim, memory.beforeAttention);
-    add(x, this.attention.forward(attended, position, memory, off.heads, weights));
-    if (off.mlp) return;
-    add(x, this.mlp.forward(tokenShift(this.mlpNorm.forward(x), embed_dim, memory.beforeMlp)));
+    const read = tokenShift(this.attentionNorm.forward(x), embed_dim, memory.beforeAttention);
+    x = x.subarray(skipped * embed_dim);
+    add(x, this.attention.forward(read, position, memory, off.heads, weights, skipped));
+    if (!off.mlp) add(x, this.mlp.forward(tokenShift(this.mlpNorm.forward(x), embed_dim, memory.beforeMlp)));
+    return x;
   }
 }
 
@@ -227,18 +230,18 @@ class MiniGPT {
     this.unembedding = new Linear(tensors, tied_embeddings ? "token_embedding" : "head", embed_dim);
   }
 
-  // Logits for the character after each of T ids: {logits: (T, V)}.
+  // Logits for the character after each of T ids but the first ones that are skipped: {logits: (T - skipped, V)}.
   //
   // `off` = {heads: [[layer, head], ...], mlps: [layer, ...]} contribute nothing. With `inside` there are
   // `attention`, (H, T, T) of each layer, and `lens`: the logits, (T, V), that the residual stream would give
   // before each block and after the last ("interpreting GPT: the logit lens", nostalgebraist, 2020).
-  forward(ids, { off = {}, inside = false, cache = new Cache(this.config) } = {}) {
-    const { block_size, num_heads } = this.config, { heads = [], mlps = [] } = off;
+  forward(ids, { off = {}, inside = false, skipped = 0, cache = new Cache(this.config) } = {}) {
+    const { block_size, num_heads, vocab_size } = this.config, { heads = [], mlps = [] } = off;
     if (ids.length > block_size) {
       throw new Error(`${ids.length} characters are more than the model's block_size, ${block_size}`);
     }
     const attention = [], lens = [];
-    const x = this.embed(ids, cache); // the residual stream, (T, C)
+    let x = this.embed(ids, cache); // the residual stream, (T, C)
     this.blocks.forEach((block, layer) => {
       const offHere = {
         heads: heads.filter(([ofLayer]) => ofLayer === layer).map(([, head]) => head),
@@ -248,10 +251,12 @@ class MiniGPT {
         lens.push(this.unembed(x));
         attention.push(new Float32Array(num_heads * ids.length ** 2));
       }
-      block.forward(x, cache.length, cache.layers[layer], offHere, attention[layer]);
+      // Of what is skipped the last block only needs keys and values; token_shift would read more of it.
+      const last = layer === this.blocks.length - 1 && !this.config.token_shift;
+      x = block.forward(x, cache.length, cache.layers[layer], offHere, attention[layer], last ? skipped : 0);
     });
     cache.length += ids.length;
-    const logits = this.unembed(x);
+    const logits = this.unembed(x).subarray((skipped - ids.length) * vocab_size);
     return inside ? { logits, attention, lens: [...lens, logits] } : { logits };
   }
 

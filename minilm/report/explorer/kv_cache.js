@@ -48,7 +48,6 @@ class Decoder {
   }
 
   next(ids) {
-    const { logits } = this.model.forward(ids, { off: this.off, cache: this.cache });
-    return logits.subarray(-this.model.config.vocab_size);
+    return this.model.forward(ids, { off: this.off, skipped: ids.length - 1, cache: this.cache }).logits;
   }
 }

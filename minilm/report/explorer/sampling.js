@@ -15,7 +15,7 @@ function checkSettings({ temperature, topK, topP, minP, maxNewTokens, seed }) {
 
 // Minus infinity for what must not be drawn, by one limit after the other: (V,) -> (V,).
 function limit(logits, { temperature, topK, topP, minP }) {
-  const limited = Float32Array.from(logits);
+  const limited = new Float32Array(logits);
   limited[UNKNOWN_ID] = -Infinity; // never drawn: it stands for no text
   if (!((topK > 0 && topK < logits.length) || topP < 1 || minP > 0)) return limited;
   const order = Array.from(limited.keys()).sort((a, b) => limited[b] - limited[a] || a - b);
@@ -39,7 +39,7 @@ function distribution(logits, settings) {
   const largest = limited.reduce((a, b) => Math.max(a, b));
   // Less the largest first, which would overflow when divided by a temperature of almost 0.
   const after = Float64Array.from(limited, logit => (logit - largest) / Math.max(chosen.temperature, 1e-30));
-  return { before: softmax(Float64Array.from(logits)), after: softmax(after) };
+  return { before: softmax(new Float64Array(logits)), after: softmax(after) };
 }
 
 // Random numbers of 32 bits, those of NumPy's RandomState(seed): "Mersenne Twister: A 623-Dimensionally

@@ -34,9 +34,10 @@ class Service {
     const width = Math.min(block_size, predictions), stride = block_size - Math.floor(block_size / 2);
     for (let scored = 0; scored < predictions; ) {
       const end = Math.min(predictions, scored ? scored + stride : width), start = end - width;
-      const { logits } = model.forward(ids.slice(start, end), { off: options.off });
+      const skipped = scored - start; // scored by the window before; here they are context
+      const { logits } = model.forward(ids.slice(start, end), { off: options.off, skipped });
       for (let t = scored; t < end; t++) {
-        const probabilities = softmax(Float64Array.from(row(logits, t - start, vocab_size)));
+        const probabilities = softmax(new Float64Array(row(logits, t - scored, vocab_size)));
         nats[t + 1] = -Math.log(probabilities[ids[t + 1]]);
       }
       scored = end;
