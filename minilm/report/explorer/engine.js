@@ -230,7 +230,7 @@ class MiniGPT {
     this.unembedding = new Linear(tensors, tied_embeddings ? "token_embedding" : "head", embed_dim);
   }
 
-  // Logits for the character after each of T ids but the first ones that are skipped: {logits: (T - skipped, V)}.
+  // Logits for the character after each of T ids but the first, `skipped`: {logits: (T - skipped, V)}.
   //
   // `off` = {heads: [[layer, head], ...], mlps: [layer, ...]} contribute nothing. With `inside` there are
   // `attention`, (H, T, T) of each layer, and `lens`: the logits, (T, V), that the residual stream would give
