@@ -62,6 +62,13 @@ def test_code_dependencies_are_exactly_the_imports(stage, loaded):
     assert {dep for dep in PIPELINE[stage]["deps"] if dep.endswith(".py")} == expected
 
 
+def test_report_depends_on_all_that_its_pages_are_made_of():
+    folder = ROOT / "minilm/report"
+    files = {path for path in folder.rglob("*") if path.suffix in (".html", ".css", ".js")}
+    deps = {ROOT / dep for dep in PIPELINE["report"]["deps"] if dep.startswith("minilm/report/")}
+    assert files == {dep for dep in deps if dep.suffix != ".py"}
+
+
 @pytest.mark.parametrize("stage", PIPELINE)
 def test_params_are_exactly_the_fields(stage):
     assert PIPELINE[stage]["params"] == list(STAGES[stage].model_fields)

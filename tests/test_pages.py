@@ -52,7 +52,9 @@ def surprisal(text, bits=None, candidates=None, dataset="a & b"):
     return html.surprisal_page(evaluation, dataset)
 
 
-def report(pictures, *, fallback_for=None, dataset="wikitext-2", loss=2.5, samples=None, **changed):
+def report(
+    pictures, *, fallback_for=None, dataset="wikitext-2", loss=2.5, samples=None, explored=True, **changed
+):
     defaults = {"dataset": "wikitext-2", "steps": 200, "qk_norm": False, "prompt": "The "}
     characters = {"train": 997754, "validation": 9, "test": 1285622}
     data = Source(dataset, "hub:x/y", fallback_for, characters, "ab" * 32)
@@ -85,6 +87,7 @@ def report(pictures, *, fallback_for=None, dataset="wikitext-2", loss=2.5, sampl
         pictures=pictures,
         params=defaults | changed,
         defaults=defaults,
+        explored=explored,
     )
 
 
@@ -241,6 +244,7 @@ class TestReport:
         ]  # fmt: skip
         widths = tab.eval_on_selector_all("figure img", "all => all.map(image => image.naturalWidth)")
         assert widths == [100, 200, 300, 400, 500]
+        assert tab.get_attribute("a >> nth=0", "href") == "explorer.html"
         assert tab.get_attribute("a >> text=Surprisal", "href") == "surprisal.html"
         assert tab.locator(".warning").count() == 0
         assert tab.problems == []
@@ -305,6 +309,12 @@ class TestReport:
 
 def test_a_diverged_model_has_a_page_too(pictures):
     assert "1.01e+304" in report(pictures, loss=900.0)
+
+
+def test_of_a_model_too_large_for_the_explorer_the_report_says_so(pictures):
+    page = report(pictures, explored=False)
+    assert "more than 10,000,000 parameters" in page
+    assert "explorer.html" not in page
 
 
 @pytest.mark.parametrize(
