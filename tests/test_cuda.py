@@ -19,9 +19,10 @@ PARAMS = TrainParams(
 
 def run(device: str, snapshots: Snapshots | None = None, **values):
     params = TrainParams(**PARAMS.model_dump() | values)
-    model = MiniGPT(ModelConfig.from_params(6, params), seed=4).to(device)
-    curve = [report[:5] for report in train(model, TOKENS, TOKENS[:200], params, snapshots=snapshots)]
-    return curve, model
+    model, film = MiniGPT(ModelConfig.from_params(6, params), seed=4).to(device), {}
+    reports = train(model, TOKENS, TOKENS[:200], params, snapshots=snapshots, film=film)
+    assert {tensor.device.type for tensor in film.values()} == {"cpu"}
+    return [report[:5] for report in reports], model
 
 
 @pytest.mark.parametrize(
