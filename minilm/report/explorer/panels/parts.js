@@ -132,6 +132,7 @@ class CharacterText {
     children[index]?.setAttribute("aria-selected", "true");
     if (children[index]) this.container.setAttribute("aria-activedescendant", children[index].id);
     else this.container.removeAttribute("aria-activedescendant");
+    if (document.activeElement === this.container) children[index]?.scrollIntoView({ block: "nearest" });
   }
 
   // Where a key leads from the chosen character; undefined for other keys.

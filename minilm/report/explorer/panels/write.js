@@ -50,6 +50,7 @@ function writePanel(page) {
         characters = characters.concat(Array.from(added));
         place = characters.length;
         show();
+        page.find("written").scrollTop = page.find("written").scrollHeight;
       },
       { model: page.model },
     );
