@@ -319,7 +319,7 @@ def test_compares_two_models(show, data, tmp_path):
     assert losses[0] != losses[1]
     assert "b: The model has never seen q" in tab.locator("#compare-note").text_content()
     assert tab.locator("#compare-table tr").count() == 9
-    tab.select_option("#model", "1")
+    tab.select_option("#model", label="b")
     assert "1 layer of 1 attention head" in tab.locator("#summary").text_content()
     tab.wait_for_function("document.querySelectorAll('#heads button').length === 1")
     assert len(write(tab)) == 44

@@ -1,4 +1,5 @@
-// app.js: reads the page's data, starts the model and the panels. It comes last. Top-level names: data, client, page.
+// app.js: reads the page's data, starts the model and the panels. It comes last.
+// Top-level names: data, client, page, describeModel, report, compared, needs, write, panels, once, redraw.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const client = new Client(data.models, document.getElementById("engine").textContent);
@@ -21,8 +22,9 @@ function describeModel() {
   const sizes = Object.values(tensors).map(({ shape }) => shape.reduce((a, b) => a * b, 1));
   const parameters = sizes.reduce((a, b) => a + b, 0).toLocaleString("en");
   const plural = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
+  const shape = `${plural(config.num_layers, "layer")} of ${plural(config.num_heads, "attention head")}`;
   page.find("summary").textContent =
-    `A GPT with ${parameters} parameters in ${plural(config.num_layers, "layer")} of ${plural(config.num_heads, "attention head")}` +
+    `A GPT with ${parameters} parameters in ${shape}` +
     (steps ? `, trained for ${steps.toLocaleString("en")} steps` : "") + (dataset ? ` on ${dataset}` : "") +
     ". It runs in this page, on your own computer: nothing that you type leaves it.";
 }
@@ -30,23 +32,25 @@ function describeModel() {
 // A browser that lacks what the page needs says what; a page that stays empty would say nothing.
 function report(event) {
   page.find("problem").hidden = false;
-  page.find("problem").textContent = `Something went wrong: ${(event.reason ?? event.error ?? event).message}`;
+  const { message } = event.reason ?? event.error ?? event;
+  page.find("problem").textContent = `Something went wrong: ${message}`;
 }
 window.addEventListener("unhandledrejection", report);
 window.addEventListener("error", report);
 
-const needs = { film: data.models.length === 1 && data.models[0].film.length > 0, compare: data.models.length > 1 };
+const compared = data.models.length > 1;
+const needs = { film: !compared && data.models[0].film.length > 0, compare: compared };
 for (const part of document.querySelectorAll("[data-needs]")) part.hidden = !needs[part.dataset.needs];
 
 const write = writePanel(page);
 const panels = [write, insidePanel(page, write.written)];
 const once = [needs.film && filmPanel(page), needs.compare && comparePanel(page)].filter(Boolean);
 
-if (data.models.length > 1) {
+if (compared) {
   page.find("model-choice").hidden = false;
-  page.find("model").append(...data.models.map(({ name }, index) => element("option", { value: index, textContent: name })));
+  data.models.forEach(({ name }) => page.find("model").append(element("option", { textContent: name })));
   page.find("model").onchange = () => {
-    page.model = Number(page.find("model").value);
+    page.model = page.find("model").selectedIndex;
     describeModel();
     for (const panel of panels) panel.refresh();
   };

@@ -8,13 +8,14 @@ function attentionPart(page, { choose }) {
   const choices = page.find("heads");
   let head = [0, 0]; // layer, head
   let shown = null; // the view and the position that were shown last
-  const text = new CharacterText(page.find("attention-text"), "Attention; the arrow keys choose a character", index =>
+  const strip = page.find("attention-text");
+  const text = new CharacterText(strip, "Attention; the arrow keys choose a character", index =>
     choose(shown.view.start + index));
 
   function refresh() {
     const { heads } = page.current;
-    const strongest = kind =>
-      heads.flatMap((layer, l) => layer.map((scores, h) => ({ l, h, score: scores[kind] }))).sort((a, b) => b.score - a.score)[0];
+    const all = heads.flatMap((layer, l) => layer.map((scores, h) => ({ l, h, ...scores })));
+    const strongest = kind => all[descending(all.map(scores => scores[kind]))[0]];
     headThumbnails(choices, page.current.config, (layer, index) => {
       head = [layer, index];
       show(shown.view);
@@ -23,17 +24,18 @@ function attentionPart(page, { choose }) {
     head = [0, 0];
     if (!heads.length) return;
     [...choices.querySelectorAll("button")].forEach((button, index) => {
-      const { previous, induction } = heads.flat()[index];
+      const { previous, induction } = all[index];
       const scores = `before ${percent(previous)}, copies ${percent(induction)}`;
       button.append(element("small", { textContent: scores }));
       button.ariaLabel += `: ${scores}`;
     });
     const [previous, induction] = [strongest("previous"), strongest("induction")];
     head = [previous.l, previous.h];
+    const name = ({ l, h }) => `Layer ${l + 1}, head ${h + 1}`;
     page.find("heads-best").textContent =
-      `Layer ${previous.l + 1}, head ${previous.h + 1} looks most at the character before (${percent(previous.score)} of its ` +
-      `attention). Layer ${induction.l + 1}, head ${induction.h + 1} copies most: in a repeated text, ` +
-      `${percent(induction.score)} of its attention is on what came next the first time.`;
+      `${name(previous)} looks most at the character before, with ${percent(previous.previous)} of its ` +
+      `attention. ${name(induction)} copies most: in a repeated text, ${percent(induction.induction)} of ` +
+      "its attention is on what came next the first time.";
   }
 
   function show(view) {
@@ -53,15 +55,17 @@ function attentionPart(page, { choose }) {
     drawMap(view, position, weights);
     text.choose(position);
     const row = weights.subarray(position * time, (position + 1) * time);
-    const spans = [...page.find("attention-text").children];
-    spans.forEach((span, index) => span.style.setProperty("--share", `${index <= position ? 100 * shade(row[index]) : 0}%`));
+    const spans = [...strip.children];
+    // No weight is on what comes later.
+    spans.forEach((span, index) => span.style.setProperty("--share", `${100 * shade(row[index])}%`));
     drawLines(spans, row, position);
-    const most = [...row.keys()].slice(0, position + 1).sort((a, b) => row[b] - row[a]).slice(0, 4);
+    const most = descending(row.subarray(0, position + 1)).slice(0, 4);
     const named = most.map(index => {
-      const back = position - index;
-      return `${visible(characters[start + index])} ${back ? `${back} before` : "itself"} (${percent(row[index])})`;
+      const where = index < position ? `${position - index} before` : "itself";
+      return `${visible(characters[start + index])} ${where} (${percent(row[index])})`;
     });
-    const summary = `Layer ${head[0] + 1}, head ${head[1] + 1}: ${visible(characters[start + position])} looks at ${named.join(", ")}.`;
+    const name = `Layer ${head[0] + 1}, head ${head[1] + 1}`;
+    const summary = `${name}: ${visible(characters[start + position])} looks at ${named.join(", ")}.`;
     page.find("attention-place").textContent = summary;
     map.ariaLabel = `Heat map of ${time} by ${time} characters. ${summary}`;
   }

@@ -6,13 +6,17 @@ function comparePanel(page) {
   const texts = models.map((model, index) => {
     const strip = element("div", { className: "characters", id: `compare-text-${index}` });
     const loss = element("p", { className: "readout" });
-    page.find("compare-models").append(element("div", {}, element("h3", { textContent: model.name }), loss, strip));
+    const name = element("h3", { textContent: model.name });
+    page.find("compare-models").append(element("div", {}, name, loss, strip));
     return { strip: new CharacterText(strip, `Surprise of ${model.name}`, choose), loss };
   });
   const difference = new CharacterText(page.find("compare-difference"), "Where they differ", choose);
   page.find("compare-legend").append(
-    ...models.map(({ name }, index) =>
-      element("span", {}, element("i", { className: index ? "swatch" : "swatch first" }), `${name} expected it more`)));
+    ...models.map(({ name }, index) => {
+      const swatch = element("i", { className: index ? "swatch" : "swatch first" });
+      return element("span", {}, swatch, `${name} expected it more`);
+    }),
+  );
 
   function choose(index) {
     for (const strip of [difference, ...texts.map(({ strip }) => strip)]) strip.choose(index);
@@ -44,14 +48,18 @@ function comparePanel(page) {
       span.classList.toggle("first", gain[index] > 0);
       span.title = `${spoken(characters[index])}: ${Math.abs(gain[index]).toFixed(1)} bits`;
     });
-    const most = [...characters.keys()].slice(1).sort((a, b) => Math.abs(gain[b]) - Math.abs(gain[a])).slice(0, 8);
+    const most = descending(gain.map(Math.abs)).filter(index => index).slice(0, 8);
+    const names = ["Character", "after", ...models.map(model => model.name)];
+    const code = textContent => element("code", { textContent });
+    const rows = most.map(index =>
+      element("tr", {},
+        element("th", { scope: "row" }, code(visible(characters[index]))),
+        element("td", {}, code(characters.slice(Math.max(0, index - 14), index).map(visible).join(""))),
+        ...nats.map(of =>
+          element("td", { className: "number", textContent: percent(Math.exp(-of[index])) }))));
     page.find("compare-table").replaceChildren(
-      element("thead", {}, element("tr", {}, ...["Character", "after", ...models.map(model => model.name)].map(name =>
-        element("th", { scope: "col", textContent: name })))),
-      element("tbody", {}, ...most.map(index => element("tr", {},
-        element("th", { scope: "row" }, element("code", { textContent: visible(characters[index]) })),
-        element("td", {}, element("code", { textContent: characters.slice(Math.max(0, index - 14), index).map(visible).join("") })),
-        ...nats.map(values => element("td", { className: "number", textContent: percent(Math.exp(-values[index])) }))))));
+      element("thead", {}, element("tr", {}, ...names.map(name => element("th", { textContent: name })))),
+      element("tbody", {}, ...rows));
   });
 
   input.oninput = read;

@@ -24,7 +24,8 @@ function filmPanel(page) {
   async function measure() {
     for (let index = 0; index < frames; index++) {
       const logits = await page.client.logits(testIds, options(index));
-      const nats = testIds.slice(1).map((id, i) => -Math.log(probabilitiesOf(logits, i, config.vocab_size)[id]));
+      const chances = testIds.slice(1).map((id, i) => probabilitiesOf(logits, i, config.vocab_size)[id]);
+      const nats = chances.map(chance => -Math.log(chance));
       measured[index] = nats.reduce((a, b) => a + b, 0) / nats.length;
       drawLoss();
     }
@@ -45,8 +46,8 @@ function filmPanel(page) {
       client.inside(shown, options(index)),
     ]);
     const { temperature, top_k: topK, top_p: topP, min_p: minP, seed } = settings;
-    const written = client.generate(
-      { temperature, topK, topP, minP, seed, prompt: before, maxNewTokens: FILM_LENGTH }, () => {}, options(index)).done;
+    const all = { temperature, topK, topP, minP, seed, prompt: before, maxNewTokens: FILM_LENGTH };
+    const written = client.generate(all, () => {}, options(index)).done;
     return {
       before,
       chances: probabilitiesOf(next, ids.length - 1, config.vocab_size),
@@ -64,7 +65,7 @@ function filmPanel(page) {
       return;
     }
     const { before, chances, attention, time, text } = await content(index);
-    const best = [...chances.keys()].sort((a, b) => chances[b] - chances[a]).slice(0, 8);
+    const best = descending(chances).slice(0, 8);
     bars.show(best.map(id => ({ character: vocabulary[id], after: chances[id] })), { scale: 1 });
     sample.replaceChildren(element("b", { textContent: before }), text.slice(before.length));
     showThumbnails(page.find("film-heads"), attention, time);
@@ -73,8 +74,9 @@ function filmPanel(page) {
 
   // What can be shown at once; the rest follows when the model has computed it.
   function move() {
-    page.find("film-step").textContent = `${stepOf(Number(slider.value)).toLocaleString("en")} of ${steps.toLocaleString("en")}`;
-    slider.setAttribute("aria-valuetext", `step ${stepOf(Number(slider.value))}`);
+    const where = `${stepOf(Number(slider.value)).toLocaleString("en")} of ${steps.toLocaleString("en")}`;
+    page.find("film-step").textContent = where;
+    slider.ariaValueText = `step ${where}`;
     drawLoss();
     panel.ariaBusy = "true";
     show();
@@ -94,7 +96,8 @@ function filmPanel(page) {
       move();
       const index = Number(slider.value);
       // The next frame is computed while this one is looked at.
-      await Promise.all([content(index), content(Math.min(index + 1, frames - 1)), new Promise(done => setTimeout(done, FILM_PAUSE))]);
+      const looked = new Promise(done => setTimeout(done, FILM_PAUSE));
+      await Promise.all([content(index), content(Math.min(index + 1, frames - 1)), looked]);
       if (playing !== mine) return;
       if (index >= frames - 1) return pause();
       slider.value = index + 1;
@@ -106,31 +109,41 @@ function filmPanel(page) {
     const [width, height, left, bottom] = [chart.clientWidth, 230, 34, 34];
     const index = Number(slider.value);
     const points = measured.map((value, i) => [stepOf(i), value]);
-    const curve = values => loss.step.map((step, i) => [step, values[i]]).filter(([, value]) => Number.isFinite(value));
+    const curve = of =>
+      loss.step.map((step, i) => [step, of[i]]).filter(([, value]) => Number.isFinite(value));
     const curves = { train: curve(loss.train_loss), val: curve(loss.val_loss) };
     const values = [...points, ...curves.train, ...curves.val].map(point => point[1]);
-    // Whoever guesses has a loss of ln V; a training that went far beyond it would leave no room for the rest.
+    // Whoever guesses has a loss of ln V; a training far beyond it would leave no room for the rest.
     const [low, high] = [Math.floor(Math.min(...values, 2)), Math.ceil(Math.log(config.vocab_size) + 0.3)];
     // Steps on a logarithmic axis, as the frames double.
     const x = step => left + 6 + ((width - left - 16) * Math.log(step)) / Math.log(Math.max(2, steps));
     const y = value => 8 + ((height - bottom - 8) * (high - value)) / (high - low);
-    const path = of => of.map(([step, value], i) => `${i ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
-    const label = (at, text, anchor) => drawing("text", { x: at[0], y: at[1], "text-anchor": anchor }, text);
+    const path = of => of.map(([step, value], i) => `${i ? "L" : "M"}${x(step)} ${y(value)}`).join("");
+    const line = (name, d) => drawing("path", { class: name, d });
+    const label = (x, y, text, anchor) => drawing("text", { x, y, "text-anchor": anchor }, text);
     const ticks = [1, 10, 100, 1000, 10000, 100000].filter(step => step <= steps);
     const lines = Array.from({ length: high - low + 1 }, (_, i) => low + i);
-    const told = measured[index] === undefined ? "" : `The loss of a passage of the test split after step ${stepOf(index)}: ${measured[index].toFixed(2)} nats per character. `;
-    note.textContent = `${told}Dots: that passage, measured in this page. Lines: the losses that training reported, dashed for its own text.`;
-    chart.replaceChildren(drawing("svg", { width, height, role: "img", "aria-label": `Loss in nats per character by step. ${told}` },
-      ...lines.flatMap(value => [
-        drawing("path", { class: "grid", d: `M${left} ${y(value)}H${width}` }), label([left - 6, y(value) + 4], `${value}`, "end")]),
-      ...ticks.map(step => label([x(step), height - bottom + 18], step.toLocaleString("en"), "middle")),
-      label([width - 2, height - 2], "step", "end"),
-      drawing("path", { class: "marker", d: `M${x(stepOf(index))} 4V${height - bottom}` }),
-      drawing("path", { class: "train", d: path(curves.train) }),
-      drawing("path", { class: "measured", d: path(points) }),
-      drawing("path", { class: "val", d: path(curves.val) }),
-      ...points.map(([step, value]) => drawing("circle", {
-        cx: x(step), cy: y(value), r: step === stepOf(index) ? 5 : 3, class: step === stepOf(index) ? "now" : "" })),
+    const told = index in measured
+      ? `The loss of a passage of the test split after step ${stepOf(index)}: ` +
+        `${measured[index].toFixed(2)} nats per character. `
+      : "";
+    note.textContent =
+      `${told}Dots: that passage, measured in this page. Lines: the losses that training reported, ` +
+      "dashed for its own text.";
+    const name = `Loss in nats per character by step. ${told}`;
+    chart.replaceChildren(drawing("svg", { width, height, role: "img", "aria-label": name },
+      ...lines.map(value => line("grid", `M${left} ${y(value)}H${width}`)),
+      ...lines.map(value => label(left - 6, y(value) + 4, `${value}`, "end")),
+      ...ticks.map(step => label(x(step), height - bottom + 18, step.toLocaleString("en"), "middle")),
+      label(width - 2, height - 2, "step", "end"),
+      line("marker", `M${x(stepOf(index))} 4V${height - bottom}`),
+      line("train", path(curves.train)),
+      line("val", path(curves.val)),
+      line("measured", path(points)),
+      ...points.map(([step, value], i) => {
+        const now = i === index;
+        return drawing("circle", { cx: x(step), cy: y(value), r: now ? 5 : 3, class: now ? "now" : "" });
+      }),
     ));
   }
 

@@ -5,20 +5,23 @@ const MOST_CHARACTERS = 5000; // longer texts take seconds at each key
 
 function insidePanel(page, written) {
   const [input, note] = ["inside-text", "inside-note"].map(page.find);
-  const text = new CharacterText(page.find("surprise-text"), "Surprise; the arrow keys choose a character", choose);
+  const label = "Surprise; the arrow keys choose a character";
+  const text = new CharacterText(page.find("surprise-text"), label, choose);
   const off = { heads: [], mlps: [] };
-  // What the parts show: `characters` and their `bits`; and, of those from `start` on, which the model reads at once,
-  // `ids`, `logits`, `attention` and `lens`. `chosen` is an index into `characters`.
+  // What the parts show: `characters` and their `nats`; and, of those from `start` on, which the model reads
+  // at once, `ids`, `logits`, `attention` and `lens`. `chosen` is an index into `characters`.
   let view = null;
   const read = newest(async () => {
     const { model, client, current: { config } } = page;
     const characters = Array.from(input.value).slice(-MOST_CHARACTERS);
     const start = Math.max(0, characters.length - config.block_size);
-    note.textContent = characters.length
-      ? describeText(characters, page.current.vocabulary, config.block_size, "attention and what is below it show the text")
-      : "Write a text of at least one character.";
-    if (characters.length === MOST_CHARACTERS) note.textContent += ` The last ${MOST_CHARACTERS} characters are taken.`;
-    if (!characters.length) return;
+    const cut = "attention and what is below it show the text";
+    note.textContent = describeText(characters, page.current.vocabulary, config.block_size, cut);
+    if (characters.length === MOST_CHARACTERS) note.append(` Only the last ${MOST_CHARACTERS} are taken.`);
+    if (!characters.length) {
+      note.textContent = "Write a text of at least one character.";
+      return;
+    }
     const all = client.encode(characters.join(""), model);
     const ids = all.slice(start);
     const nats = await client.surprisal(all, { model, off });
@@ -30,7 +33,8 @@ function insidePanel(page, written) {
     show();
   });
 
-  const parts = [attentionPart, switchesPart, lensPart, neighboursPart].map(part => part(page, { choose, switched: read, off }));
+  const makers = [attentionPart, switchesPart, lensPart, neighboursPart];
+  const parts = makers.map(part => part(page, { choose, switched: read, off }));
 
   function choose(index) {
     view.chosen = index;
@@ -41,7 +45,8 @@ function insidePanel(page, written) {
     text.show(view.characters, (span, index) => {
       const bits = view.nats[index] / Math.LN2;
       span.style.setProperty("--share", `${(100 * Math.min(bits || 0, MOST_BITS)) / MOST_BITS}%`);
-      span.title = index ? `${spoken(view.characters[index])}: ${bits.toFixed(1)} bits` : "nothing comes before it";
+      const name = spoken(view.characters[index]);
+      span.title = index ? `${name}: ${bits.toFixed(1)} bits` : `${name}: nothing comes before it`;
       span.classList.toggle("unknown", !page.knows(view.characters[index]));
     });
     for (const part of parts) part.show?.(view);

@@ -18,7 +18,8 @@ function lensPart(page) {
         ariaLabel: index < characters.length ? spoken(characters[index]) : "not known",
       });
     const said = lens.map((logits, layer) => {
-      const name = layer === 0 ? "embedding" : layer === lens.length - 1 ? `block ${layer}, the end` : `block ${layer}`;
+      const end = layer === lens.length - 1 ? ", the end" : "";
+      const name = layer ? `block ${layer}${end}` : "embedding";
       return line(name, "said", column => {
         const chances = probabilitiesOf(logits, column, size);
         const best = chances.indexOf(chances.reduce((a, b) => Math.max(a, b)));

@@ -16,16 +16,19 @@ function neighboursPart(page) {
     const of = Number(choice.value);
     // A row of zeros points nowhere: its cosine is 0.
     const cosine = vocabulary.map((_, id) => product(row(of), row(id)) / (length[of] * length[id] || 1));
-    const near = [...vocabulary.keys()].filter(id => id && id !== of).sort((a, b) => cosine[b] - cosine[a]);
-    bars.show(near.slice(0, 10).map(id => ({ character: vocabulary[id], after: cosine[id], label: cosine[id].toFixed(2) })),
-      { scale: 1 });
+    const near = descending(cosine).filter(id => id && id !== of).slice(0, 10);
+    bars.show(near.map(id => ({
+      character: vocabulary[id], after: cosine[id], label: cosine[id].toFixed(2),
+    })), { scale: 1 });
   });
 
   choice.onchange = show;
   return {
     refresh() {
-      choice.replaceChildren(...page.current.vocabulary.map((character, id) =>
-        element("option", { value: id, textContent: id ? `${visible(character)}${/\s/.test(character) ? ` ${spoken(character)}` : ""}` : "unknown" })));
+      choice.replaceChildren(...page.current.vocabulary.map((character, id) => {
+        const signs = new Set([visible(character), spoken(character)]); // "␣ space"
+        return element("option", { value: id, textContent: [...signs].join(" ") });
+      }));
       choice.value = Math.max(1, page.current.vocabulary.indexOf("e"));
       show();
     },

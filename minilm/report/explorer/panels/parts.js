@@ -1,5 +1,5 @@
 // parts.js: what several panels are made of. Top-level names: element, drawing, visible, spoken, percent,
-// probabilitiesOf, describeText, newest, CharacterText, Bars, shade, drawAttention.
+// probabilitiesOf, descending, describeText, newest, CharacterText, Bars, shade, drawAttention.
 
 const SIGNS = { " ": "␣", "\n": "⏎", "\t": "⇥" };
 const SPOKEN = { " ": "space", "\n": "line break", "\t": "tab", "\ufffd": "unknown character" };
@@ -47,6 +47,11 @@ function probabilitiesOf(logits, row, size) {
   return powers.map(power => power / sum);
 }
 
+// The indices of values, that of the largest first.
+function descending(values) {
+  return [...values.keys()].sort((a, b) => values[b] - values[a]);
+}
+
 // What a reader should know of a text that the model is given: what it lacks, and what it will not see.
 function describeText(characters, vocabulary, blockSize, whatIsCut) {
   const notes = [];
@@ -63,7 +68,8 @@ function describeText(characters, vocabulary, blockSize, whatIsCut) {
   return notes.join(" ");
 }
 
-// A function that runs `work` for the newest call only: those that come while it runs wait, and replace each other.
+// A function that runs `work` for the newest call only: those that come while it runs wait, and replace each
+// other.
 function newest(work) {
   let running = false;
   let waiting = null;
@@ -150,8 +156,9 @@ class CharacterText {
     let index = spans.indexOf(here);
     while (spans[index] && spans[index].offsetTop === here.offsetTop) index += step;
     if (!spans[index]) return from;
-    const line = spans[index].offsetTop;
-    const distance = span => (span.offsetTop === line ? Math.abs(span.offsetLeft - here.offsetLeft) : Infinity);
+    const { offsetTop: line } = spans[index];
+    const distance = ({ offsetTop, offsetLeft }) =>
+      offsetTop === line ? Math.abs(offsetLeft - here.offsetLeft) : Infinity;
     return spans.reduce((best, span, i) => (distance(span) < distance(spans[best]) ? i : best), index);
   }
 }
@@ -163,8 +170,8 @@ class Bars {
     this.onChoose = onChoose;
   }
 
-  // rows: {character, before, after, label, cut}; `before` may be left out, `label` or `cut`, what took the character
-  // away, stand instead of the percentage.
+  // rows: {character, before, after, label, cut}; `before` may be left out, `label` or `cut`, what took the
+  // character away, stand instead of the percentage.
   show(rows, { marked = null, scale = null } = {}) {
     const largest = scale ?? Math.max(1e-9, ...rows.map(row => Math.max(row.before ?? 0, row.after)));
     while (this.list.children.length < rows.length) this.list.append(this.row());
@@ -190,7 +197,8 @@ class Bars {
   }
 
   row() {
-    const track = element("span", { className: "track" }, element("i", { className: "before" }), element("i"));
+    const bars = [element("i", { className: "before" }), element("i")];
+    const track = element("span", { className: "track" }, ...bars);
     return element(
       "li",
       {},
@@ -200,8 +208,8 @@ class Bars {
   }
 }
 
-// How much color a share of a character's attention gets, 0 to 1. The root makes small shares visible; a quarter has
-// the full color already.
+// How much color a share of a character's attention gets, 0 to 1. The root makes small shares visible; a
+// quarter has the full color already.
 function shade(weight) {
   return Math.sqrt(Math.min(1, 4 * weight));
 }

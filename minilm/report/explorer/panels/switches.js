@@ -15,8 +15,9 @@ function switchesPart(page, { switched, off }) {
 
   function update() {
     const boxes = [...page.find("parts").querySelectorAll("input")].filter(box => !box.checked);
-    off.heads = boxes.filter(box => box.dataset.head).map(box => [Number(box.dataset.layer), Number(box.dataset.head)]);
-    off.mlps = boxes.filter(box => !box.dataset.head).map(box => Number(box.dataset.layer));
+    const places = boxes.map(({ dataset: { layer, head } }) => [Number(layer), head && Number(head)]);
+    off.heads = places.filter(([, head]) => head !== undefined);
+    off.mlps = places.filter(([, head]) => head === undefined).map(([layer]) => layer);
     switched();
   }
 
@@ -60,14 +61,15 @@ function switchesPart(page, { switched, off }) {
     show(view) {
       const now = result(view);
       const count = off.heads.length + off.mlps.length;
+      const change = now.loss - whole.loss;
+      const [loss, before] = [now.loss, whole.loss].map(value => `${value.toFixed(3)} nats per character`);
       page.find("parts-loss").textContent = Number.isNaN(now.loss)
         ? "One character alone has no loss."
         : count
-          ? `Loss ${now.loss.toFixed(3)} nats per character with ${count} ${count > 1 ? "parts" : "part"} off, ` +
-            `${whole.loss.toFixed(3)} with all on: ${now.loss < whole.loss ? "−" : "+"}${Math.abs(now.loss - whole.loss).toFixed(3)}.`
-          : `Loss ${now.loss.toFixed(3)} nats per character with all parts on.`;
-      const best = [...now.next.keys()].sort((a, b) =>
-        Math.max(whole.next[b], now.next[b]) - Math.max(whole.next[a], now.next[a]));
+          ? `Loss ${loss} with ${count} ${count > 1 ? "parts" : "part"} off, ${before} with all on: ` +
+            `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(3)}.`
+          : `Loss ${loss} with all parts on.`;
+      const best = descending(now.next.map((chance, id) => Math.max(chance, whole.next[id])));
       bars.show(best.slice(0, 8).map(id => ({
         character: page.current.vocabulary[id], before: whole.next[id], after: now.next[id],
       })));

@@ -1,11 +1,16 @@
 // tour.js: five steps through the page. Top-level names: tour.
 
 const TOUR = [
-  ["write", "Let it write", "This is the model itself, not a recording: press Write and it continues the prompt, character by character."],
-  ["next", "Turn the knobs", "Each character is drawn from these probabilities. Lower the temperature, and the most likely one takes all."],
-  ["surprise", "See what surprises it", "Dark characters came unexpectedly. Put a text of your own into the field above, or misspell a word."],
-  ["attention", "Follow its attention", "Choose a head, then a character: the lines lead to the characters from which it gathers what it needs."],
-  ["film", "Watch it learn", "Press Play: the same model after 1, 2, 4, 8 and more steps of training. Enjoy."],
+  ["write", "Let it write",
+    "This is the model itself, no recording: press Write, and it continues the prompt."],
+  ["next", "Turn the knobs",
+    "Each character is drawn from these probabilities. At a low temperature the most likely one takes all."],
+  ["surprise", "See what surprises it",
+    "Dark characters came unexpectedly. Put a text of your own into the field above, or misspell a word."],
+  ["attention", "Follow its attention",
+    "Choose a head, then a character: the lines lead to the characters from which it gathers what it needs."],
+  ["film", "Watch it learn",
+    "Press Play: the same model after 1, 2, 4, 8 and more steps of training. Enjoy."],
 ];
 const TOUR_KEY = "minilm-explorer-tour";
 
@@ -22,7 +27,8 @@ function remembered(value) {
 function tour(page) {
   const card = page.find("tour");
   // A page without a film ends with the parts that can be switched off.
-  const last = ["switches", "Take it apart", "Switch a head or an MLP off and see what the model misses without it."];
+  const last = ["switches", "Take it apart",
+    "Switch a head or an MLP off and see what the model misses without it."];
   const steps = TOUR.map(step => (page.find(step[0]).hidden ? last : step));
   let at = 0;
 

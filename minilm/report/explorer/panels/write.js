@@ -1,7 +1,8 @@
 // write.js: the panels Write and The next character. Top-level names: writePanel.
 
 function writePanel(page) {
-  const [prompt, note, start, on, stop] = ["prompt", "write-note", "write-start", "write-on", "write-stop"].map(page.find);
+  const [prompt, note, start, on, stop] =
+    ["prompt", "write-note", "write-start", "write-on", "write-stop"].map(page.find);
   const [length, seed, temperature, topK, topP, minP] =
     ["length", "seed", "temperature", "top-k", "top-p", "min-p"].map(page.find);
   const text = new CharacterText(page.find("written"), "The text; the arrow keys choose a character", goTo);
@@ -37,7 +38,7 @@ function writePanel(page) {
     stop.disabled = writing === null;
   }
 
-  // Write after `before`, a text. A generation that is still running has been left behind: its text is not shown.
+  // Write after `before`, a text. A generation that still runs has been left behind: its text is not shown.
   async function write(before) {
     writing?.stop();
     characters = Array.from(before);
@@ -107,7 +108,7 @@ function writePanel(page) {
     if (!logits) return bars.show([]);
 
     const chances = distribution(logits, values);
-    const ranked = [...vocabulary.keys()].sort((a, b) => chances.before[b] - chances.before[a]);
+    const ranked = descending(chances.before);
     // Which limit cuts a character off: the first in the order of `limit` that does.
     const byTopK = distribution(logits, { ...values, topP: 1, minP: 0 }).after;
     const byTopP = distribution(logits, { ...values, minP: 0 }).after;
@@ -125,7 +126,7 @@ function writePanel(page) {
     const left = ranked.filter(id => chances.after[id] > 0).length;
     page.find("next-rest").textContent =
       `${left} of ${vocabulary.length} characters can be drawn. ` +
-      (ranked.length > 14 ? `Not shown: ${ranked.length - 14}, together ${percent(share)} for the model.` : "");
+      (ranked.length > 14 ? `Not shown are ${ranked.length - 14}, together ${percent(share)}.` : "");
   }
 
   function restart() {
