@@ -36,7 +36,6 @@ def data(model, tmp_path_factory):
     film = [
         {
             "step": step,
-            "val_loss": None,
             **quantized({n: w * np.float32(step / STEPS) for n, w in weights.items()}),
         }
         for step in (1, 2, 4)
@@ -49,7 +48,6 @@ def data(model, tmp_path_factory):
         "heads": scores,
         "prompt": "the ",
         "settings": asdict(Sampling(max_new_tokens=40, top_k=0)),
-        "sample": "the fox",
         "test_text": TEXT,
     }
 
@@ -291,7 +289,7 @@ def test_fits_a_telephone(show, data, scheme):
 
 
 def test_text_is_never_run(show, data):
-    evil = data | {"prompt": EVIL, "sample": EVIL, "test_text": EVIL + TEXT, "name": EVIL}
+    evil = data | {"prompt": EVIL, "test_text": EVIL + TEXT, "name": EVIL}
     for models in ([evil], [evil, evil]):
         tab = show(*models)
         tab.fill("#inside-text", EVIL)

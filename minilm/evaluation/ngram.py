@@ -102,7 +102,7 @@ class NGramModel:
             lower = found[row, row:][places]
             smoothed = (times + types * lower) / np.maximum(1, total + types)
             found[row, row:][places] = np.where(total > 0, smoothed, lower)
-            found[row + 1 :] = found[row]  # the start of the orders above, and final where they have no counts
+            found[row + 1 :] = found[row]  # the orders above begin with it, or have no counts
             ids[places] = np.where(seen, rank, _UNSEEN)
             ids = ids[:-1]
         return found

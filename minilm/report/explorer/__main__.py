@@ -37,7 +37,6 @@ def compare(a: Path, b: Path, out: Path) -> None:
         "heads": [],
         "prompt": SampleParams().prompt,
         "settings": asdict(Sampling()),
-        "sample": "",
         "test_text": (SAMPLE_FOLDER / "test.txt").read_text(encoding="utf-8")[:SHOWN],
     }
     page = explorer_page(f"{a} and {b}", [model_data(folder) | shown for folder in (a, b)], {})

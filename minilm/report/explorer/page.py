@@ -74,7 +74,6 @@ def model_data(folder: Path) -> dict[str, Any]:
     return {
         "name": str(folder),
         "dataset": "the bundled sample text" if info.data.fallback_for else info.data.dataset,
-        "sha256": info.model_sha256,
         "config": asdict(info.config),
         "vocabulary": [UNKNOWN_CHARACTER, *CharTokenizer.load(folder / TOKENIZER).characters],
         "tensors": {
@@ -101,19 +100,15 @@ def run_data(
     for key, weights in film.items():
         step, name = key.split("/")
         frames.setdefault(int(step), {})[name] = weights
-    val_loss = dict(zip(curves["step"], curves["val_loss"], strict=True))
     return {
         "film": [
-            {"step": step, "val_loss": val_loss.get(step), **quantized(frames[step])}
-            for step in sorted(frames)
-            if step < training["step"]
+            {"step": step, **quantized(frames[step])} for step in sorted(frames) if step < training["step"]
         ],
         "steps": training["step"],
         "loss": {key: curves[key] for key in ("step", "train_loss", "val_loss")},
         "heads": evaluation["heads"],
         "prompt": samples["prompt"],
         "settings": samples["settings"] | {"seed": samples["settings"]["sample_seed"]},
-        "sample": samples["samples"][0],
         "test_text": evaluation["surprisal"]["text"],
     }
 
