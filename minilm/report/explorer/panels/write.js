@@ -56,6 +56,7 @@ function writePanel(page) {
       { model: page.model },
     );
     writing = mine;
+    page.find("next").ariaBusy = "true"; // until `goTo` has read what comes after the text
     show();
     try {
       await mine.done;
