@@ -214,7 +214,7 @@ def positions(_: Trained, out: Path) -> None:
     distances = torch.arange(64)
     with picture(out, 10, 2.9) as figure:
         sines, rope, alibi = figure.subplots(1, 3)
-        sines.imshow(sinusoidal_table(64, 32).T, aspect="auto", interpolation="nearest", cmap="RdBu")
+        sines.imshow(sinusoidal_table(64, 32).T.numpy(), aspect="auto", interpolation="nearest", cmap="RdBu")
         sines.set(title="sinusoidal: a vector per position", xlabel="position", ylabel="channel")
         sines.grid(visible=False)
         cos, sin = rope_rotation(distances, 32)
@@ -400,7 +400,9 @@ def gradient_of_mlp(trained: Trained) -> torch.Tensor:
 def sampling(trained: Trained, out: Path) -> None:
     """The probabilities after a prompt at three temperatures, and what each limit leaves of them."""
     middle = len(trained.test) // 2
-    ids = torch.from_numpy(trained.test[middle - 64 : middle].astype(np.int64))
+    ids = torch.from_numpy(
+        trained.test[middle - trained.model.config.block_size // 2 : middle].astype(np.int64)
+    )
     logits = trained.model(ids[None])[0, -1]
     logits[UNKNOWN_ID] = -torch.inf
     likely = logits.topk(14).indices
@@ -421,9 +423,9 @@ def sampling(trained: Trained, out: Path) -> None:
             strict=True,
         ):
             kept = limit(logits[None].clone(), Sampling(temperature, **({"top_k": 0} | settings)))[0]
-            before = (logits / temperature).softmax(-1)[likely]
+            before = (logits / temperature).softmax(-1)[likely].numpy()
             axes.bar(names, before, color="#d0d0d0")
-            axes.bar(names, (kept / temperature).softmax(-1)[likely], color=BLUE, width=0.5)
+            axes.bar(names, (kept / temperature).softmax(-1)[likely].numpy(), color=BLUE, width=0.5)
             axes.set_title(title)
             axes.grid(axis="x", visible=False)
         figure.supylabel("probability")

@@ -1,0 +1,128 @@
+"""The documents: links, symbols and commands lead somewhere; those of theory and pipeline run."""
+
+import importlib
+import re
+import shlex
+from functools import reduce
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from dvc.cli import parse_args
+
+import main
+from conftest import ROOT, stages_run
+from minilm.model import gpt
+from minilm.params import FIELDS, load_params
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+def prose(document: Path) -> str:
+    """The text without its code blocks."""
+    return re.sub(r"(?m)^```[\s\S]*?^```|^(?: {4}.*\n)+", "", document.read_text())
+
+
+def anchors(document: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"(?m)^#+ (.+)$", prose(document))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def code_blocks(document: Path) -> list[str]:
+    """The indented blocks of a document, each as one text."""
+    found = re.findall(r"(?m)(?:^ {4}.*\n|^\n(?= {4}))+", document.read_text())
+    return [re.sub(r"(?m)^ {4}", "", block) for block in found]
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The words of each command of ours in the document's blocks, without comments."""
+    lines = re.split(r"\n| && ", "".join(code_blocks(document)).replace("\\\n", " "))
+    called = [line for line in lines if re.match(r"(dvc|make|python) [\w.-]", line)]
+    return [shlex.split(line, comments=True) for line in called]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for text, target in LINK.findall(prose(document)):
+        path, _, anchor = target.partition("#")
+        if not path.startswith("http"):
+            linked = (document.parent / path).resolve() if path else document
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), target
+        if (symbol := re.fullmatch(r"`(\w+(?:\.\w+)*)`", text)) and path.endswith(".py"):
+            module = importlib.import_module(".".join(linked.relative_to(ROOT).with_suffix("").parts))
+            reduce(getattr, symbol[1].split("."), module)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_are_ones_that_there_are(document):
+    targets = re.findall(r"(?m)^([\w./]+):", (ROOT / "Makefile").read_text())
+    for command in commands(document):
+        match command:
+            case ["make", *words]:
+                assert {word for word in words if "=" not in word} <= set(targets), command
+            case ["python", "-m", module, *_]:
+                assert find_spec(module), command
+            case ["python", "main.py", *flags]:
+                main.make_parser().parse_args(main.joined(flags))
+            case ["dvc", *words]:
+                changes = getattr(parse_args(words), "set_param", None) or []
+                pairs = [change.removeprefix("params.yaml:").split("=", 1) for change in changes]
+                assert {key for key, _ in pairs} <= FIELDS.keys(), command
+
+
+def test_the_experiments_of_theory_are_ones_that_the_schema_allows():
+    changes = re.findall(r"(?m)^\| `(\w+=[^`]*)` \|", (ROOT / "docs/theory.md").read_text())
+    assert len(changes) == 15
+    for change in changes:
+        load_params(ROOT / "params.yaml", dict(pair.split("=") for pair in change.split()))
+
+
+def test_theory_runs_as_it_stands_there(project, tmp_path, monkeypatch, capsys):
+    theory = ROOT / "docs/theory.md"
+    monkeypatch.chdir(project.folder)
+    exec(re.search(r"```python\n(.*?)```", theory.read_text(), re.DOTALL)[1], {})
+    assert len(re.findall(r"\.(naive|kv_cache) \d+ characters per second", capsys.readouterr().out)) == 2
+    from docs.figures import main as draw
+
+    draw(tmp_path)
+    pictures = {Path(target).name for _, target in LINK.findall(theory.read_text()) if "img/" in target}
+    assert {path.name for path in tmp_path.iterdir()} == pictures
+    committed = [(ROOT / "docs/img" / name).stat().st_size for name in pictures]
+    assert max(committed) < 60_000
+    assert sum(committed) < 700_000
+
+
+def test_pipelines_examples_run_as_they_stand_there(fresh):
+    text = (ROOT / "docs/pipeline.md").read_text()
+    model, _, spelling = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(model, names := vars(gpt).copy())
+    block = names["GRUBlock"](gpt.ModelConfig(5, embed_dim=8, num_heads=2))
+    assert block(torch.zeros(2, 3, 8)).shape == (2, 3, 8)
+
+    (fresh.folder / "stages/spelling.py").write_text(spelling)
+    stage = re.search(r"```yaml\n(  spelling:.*?)```", text, re.DOTALL)[1]
+    pipeline = fresh.read("dvc.yaml").replace("  report:\n", stage + "  report:\n", 1)
+    (fresh.folder / "dvc.yaml").write_text(pipeline)
+    repro, experiment = [command for command in commands(ROOT / "docs/pipeline.md") if command[0] == "dvc"][
+        -3:-1
+    ]
+    output = fresh.dvc(*repro[1:])
+    assert stages_run(output) == {"spelling"}
+    assert re.search("spelling: .* words are known", output)
+    assert stages_run(fresh.dvc(*experiment[1:])) == {"sample", "spelling", "report"}
+
+
+def test_a_stage_of_ones_own_makes_the_text_as_pipeline_says(tmp_path, monkeypatch):
+    text = (ROOT / "docs/pipeline.md").read_text()
+    names = {"__name__": "additions"}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    names["main"]()
+    lines = Path("data/additions.txt").read_text().splitlines()
+    assert all(eval(left) == int(right) for left, right in (line.split("=") for line in lines))
+    assert f"A line has {Path('data/additions.txt').stat().st_size / len(lines):.2f} characters" in text
