@@ -1,11 +1,14 @@
 """The documents: links, symbols and commands lead somewhere; those of theory and pipeline run."""
 
+import csv
 import importlib
 import re
 import shlex
+from collections import defaultdict
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from dvc.cli import parse_args
 import main
 from conftest import ROOT, stages_run
 from minilm.model import gpt
-from minilm.params import FIELDS, load_params
+from minilm.params import FIELDS, load_params, load_recipe
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
@@ -79,6 +82,20 @@ def test_the_experiments_of_theory_are_ones_that_the_schema_allows():
     assert len(changes) == 15
     for change in changes:
         load_params(ROOT / "params.yaml", dict(pair.split("=") for pair in change.split()))
+
+
+def test_theorys_losses_are_those_of_its_trials_and_its_model_has_the_size_that_it_says():
+    theory, losses = (ROOT / "docs/theory.md").read_text(), defaultdict(list)
+    with (ROOT / "docs/theory.csv").open() as file:
+        for trial in csv.DictReader(file):
+            losses[trial["candidate"]].append(float(trial["val_loss"]))
+    plain = min(losses.keys() - {"the recipe"}, key=len)
+    assert f"**{fmean(losses[plain]):.3f}**" in theory
+    for change, loss in re.findall(r"(?m)^\| `(\w+=[^`]*)` \| ([\d.]+) \|", theory):
+        assert f"{fmean(losses[f'{plain} {change}']):.3f}" == loss, change
+    recipe = load_params(ROOT / "params.yaml", load_recipe(ROOT / "recipes/shakespeare.yaml")).train
+    model = gpt.MiniGPT(gpt.ModelConfig.from_params(66, recipe))
+    assert f"The model has {model.num_parameters:,} parameters, {recipe.num_layers} blocks" in theory
 
 
 def test_theory_runs_as_it_stands_there(project, tmp_path, monkeypatch, capsys):
