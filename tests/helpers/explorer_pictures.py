@@ -1,4 +1,4 @@
-"""Draw docs/explorer.png and docs/film.webp from reports/explorer.html: python docs/explorer_pictures.py."""
+"""Draw docs/explorer.png and docs/film.webp from reports/explorer.html; run it as a script."""
 
 import io
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-DOCS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def film(tab: Page) -> list[Image.Image]:
