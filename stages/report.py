@@ -4,7 +4,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from minilm.checkpoint import WEIGHTS, read_info
 from minilm.errors import InputError
@@ -12,7 +11,7 @@ from minilm.files import all_or_nothing, read_json, read_table
 from minilm.model.config import MOST_EXPLORED
 from minilm.params import FIELDS, load_params
 from minilm.report import html, plots
-from minilm.report.explorer.page import explorer_page, model_data, run_data
+from minilm.report.explorer.page import explorer_page, model_data, read_weights, run_data
 from stages import project_root, run
 
 MODEL, FILM, REPORTS = Path("models/minilm"), Path("models/film.safetensors"), Path("reports")
@@ -73,7 +72,7 @@ def write_report() -> None:
         (new / "surprisal.html").write_text(page, encoding="utf-8")
         page = html.no_explorer_page()
         if explored:
-            data = model_data(MODEL) | run_data(load_file(FILM), training, curves, evaluation, samples)
+            data = model_data(MODEL) | run_data(read_weights(FILM), training, curves, evaluation, samples)
             page = explorer_page(f"MiniLM on {data['dataset']}", [data], LINKS)
         (new / "explorer.html").write_text(page, encoding="utf-8")
     print(f"report: open {REPORTS / 'report.html'}")

@@ -15,7 +15,7 @@ from minilm.data.provenance import Source
 from minilm.errors import InputError
 from minilm.report import html
 from minilm.report.explorer.__main__ import main
-from minilm.report.explorer.page import explorer_page, model_data, quantized, run_data
+from minilm.report.explorer.page import explorer_page, model_data, quantized, read_weights, run_data
 
 EVIL = "</script><script>window.ran = 1</script><!-- <script>"
 
@@ -165,3 +165,13 @@ def test_a_missing_or_damaged_folder_is_one_line(tiny, tmp_path, monkeypatch):
         compared(monkeypatch, tiny, tiny, tmp_path / "page.html")
     assert "tokenizer.json is damaged or of another model" in str(caught.value)
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_damaged_film_is_one_line(tmp_path):
+    film = tmp_path / "film.safetensors"
+    for content in (b"", b"no tensors"):
+        film.write_bytes(content)
+        with pytest.raises(
+            InputError, match=r"film.safetensors is damaged: .*restores the last trained model"
+        ):
+            read_weights(film)

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from minilm.checkpoint import TOKENIZER, WEIGHTS, read_info
+from minilm.checkpoint import RESTORE, TOKENIZER, WEIGHTS, read_info
 from minilm.data.tokenizer import UNKNOWN_CHARACTER, CharTokenizer
 from minilm.errors import InputError
 from minilm.model.config import MOST_EXPLORED
@@ -63,7 +64,7 @@ def model_data(folder: Path) -> dict[str, Any]:
 
     Raises InputError if the folder is missing or damaged, or the model too large for the page.
     """
-    info, weights = read_info(folder), load_file(folder / WEIGHTS)
+    info, weights = read_info(folder), read_weights(folder / WEIGHTS)
     names = sorted(weights)
     sizes = [weights[name].size for name in names]
     if sum(sizes) > MOST_EXPLORED:
@@ -83,6 +84,14 @@ def model_data(folder: Path) -> dict[str, Any]:
         "weights": _compressed(np.concatenate([weights[name].ravel() for name in names]).astype("<f4")),
         "steps": info.params["steps"],
     }
+
+
+def read_weights(path: Path) -> dict[str, Floats]:
+    """The arrays of a safetensors file by their names; InputError if it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}; {RESTORE}") from None
 
 
 def run_data(
