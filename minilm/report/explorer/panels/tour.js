@@ -57,6 +57,8 @@ function tour(page) {
   page.find("tour-back").onclick = () => show(at - 1);
   page.find("tour-next").onclick = () => show(at + 1);
   page.find("tour-close").onclick = () => show(-1);
-  card.onkeydown = event => event.key === "Escape" && show(-1);
+  card.onkeydown = event => {
+    if (event.key === "Escape") show(-1);
+  };
   if (!remembered()) show(0, { focus: false });
 }
