@@ -6,10 +6,12 @@ const DEFAULTS = { temperature: 0.8, topK: 50, topP: 1, minP: 0, maxNewTokens: 2
 
 // Throws if a value is out of its range.
 function checkSettings({ temperature, topK, topP, minP, maxNewTokens, seed }) {
-  const inRange = temperature >= 0 && topK >= 0 && topP > 0 && topP <= 1 && minP >= 0 && minP <= 1;
-  if (!(inRange && temperature < Infinity && maxNewTokens >= 0 && seed >= 0)) {
-    const ranges = "temperature, topK, maxNewTokens and seed must be at least 0";
-    throw new Error(`${ranges}, topP above 0 to 1, minP from 0 to 1`);
+  const finite = temperature >= 0 && temperature < Infinity;
+  const shares = topP > 0 && topP <= 1 && minP >= 0 && minP <= 1;
+  const counts = [topK, maxNewTokens, seed].every(count => Number.isInteger(count) && count >= 0);
+  if (!(finite && shares && counts)) {
+    const ranges = "temperature must be at least 0, topP above 0 to 1, minP from 0 to 1";
+    throw new Error(`${ranges}, and topK, maxNewTokens and seed whole numbers of at least 0`);
   }
 }
 

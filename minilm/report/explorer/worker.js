@@ -47,9 +47,12 @@ class Service {
   }
 
   async generate(settings, options, onText, stopped) {
-    const chosen = { ...DEFAULTS, ...settings };
+    const chosen = { ...DEFAULTS };
+    for (const key in settings) if (settings[key] !== undefined) chosen[key] = settings[key];
     checkSettings(chosen);
-    if (!chosen.prompt) throw new Error("the prompt is empty; give at least one character to continue");
+    if (typeof chosen.prompt !== "string" || !chosen.prompt) {
+      throw new Error("the prompt is empty; give at least one character to continue");
+    }
     const prompt = chosen.prompt.replace(/\r\n?/g, "\n"); // as training has read line ends
     const model = await this.model(options), tokenizer = this.tokenizers[options.model ?? 0];
     const drawer = new Drawer(chosen.seed, model.config.vocab_size);
