@@ -132,6 +132,26 @@ def test_no_text_is_taken_for_html(tiny, open_page, tmp_path):
     assert tab.evaluate("window.ran") is None
 
 
+def test_the_smallest_model_of_all_has_a_whole_page(open_page, tmp_path):
+    """It reads one character at once, and was kept from before the last step."""
+    folder = saved(tmp_path / "one", randomized(ModelConfig(10, 1, 8, num_heads=1, num_layers=1)))
+    run = of_run(film_of(checkpoint.load(folder)[0], (1, 4, 11)), step=8, prompt="a\n\u0436")
+    (tmp_path / "page.html").write_text(explorer_page("T", [model_data(folder) | run], {}), encoding="utf-8")
+    tab = open_page(tmp_path / "page.html")
+    tab.click("#tour-close")
+    tab.click("#inside-repeat")
+    tab.wait_for_function("document.getElementById('surprise-text').children.length === 2")
+    tab.locator("#film").scroll_into_view_if_needed()
+    tab.wait_for_function("document.querySelectorAll('#film-loss circle').length === 3")
+    chart, line = (tab.locator(f"#film-loss {part}").bounding_box() for part in ("svg", ".train"))
+    assert line["x"] + line["width"] <= chart["x"] + chart["width"]  # it goes to step 11
+    assert tab.locator("#film-prompt").input_value() == "a\n\u0436"
+    note = tab.locator("#film-note").text_content()
+    assert note.startswith("The model has never seen \u23ce \u0436: ")
+    assert "without the first 2" in note
+    assert tab.problems == []
+
+
 def test_a_model_too_large_has_no_explorer(tmp_path):
     folder = saved(tmp_path, MiniGPT(ModelConfig(10, 8, 1024, 2, 1)))
     with pytest.raises(InputError, match=r"has 12,6.* parameters; the explorer runs 10,000,000 at most"):

@@ -12,7 +12,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def film(tab: Page) -> list[Image.Image]:
     """One picture for each frame of the training's film."""
-    tab.add_style_tag(content="nav, #film > :is(p, label, input) { display: none }")
+    tab.add_style_tag(content="nav, #film > :is(p, label, textarea) { display: none }")
     tab.set_viewport_size({"width": 1000, "height": 900})
     tab.locator("#film").scroll_into_view_if_needed()
     last, pictures = int(tab.locator("#film-frame").get_attribute("max")), []

@@ -23,10 +23,12 @@ function comparePanel(page) {
   }
 
   const read = newest(async () => {
-    const characters = Array.from(input.value).slice(-MOST_CHARACTERS);
+    const typed = Array.from(input.value), characters = typed.slice(-MOST_CHARACTERS);
     note.textContent = models
       .map(model => describeText(characters, model.vocabulary, Infinity, ""))
       .map((problem, index) => problem && `${models[index].name}: ${problem}`).filter(Boolean).join(" ");
+    if (typed.length > MOST_CHARACTERS) note.append(` Only the last ${MOST_CHARACTERS} are taken.`);
+    if (characters.length < 2) note.append(" Write a text of at least two characters.");
     if (characters.length < 2) return;
     const nats = [];
     for (const model of models.keys()) {

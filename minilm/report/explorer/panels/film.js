@@ -7,6 +7,7 @@ const FILM_TEXT = 40; // characters of the passage whose attention is shown
 function filmPanel(page) {
   const [play, slider, prompt, sample, note] =
     ["film-play", "film-frame", "film-prompt", "film-sample", "film-loss-note"].map(page.find);
+  const promptNote = page.find("film-note");
   const panel = page.find("film");
   const bars = new Bars(page.find("film-bars"));
   const { film, steps, loss, config, vocabulary, settings, test_text: test } = page.data.models[0];
@@ -16,16 +17,14 @@ function filmPanel(page) {
 
   // The last frame is the trained model itself, which is not kept twice.
   const frames = film.length + 1;
-  const testIds = page.client.encode(test).slice(0, config.block_size);
+  const testIds = page.client.encode(test).slice(0, config.block_size + 1);
   const stepOf = index => (index < film.length ? film[index].step : steps);
   const options = index => ({ model: 0, frame: index < film.length ? index : undefined });
 
   // One frame after the other, in the time that the model has left.
   async function measure() {
     for (let index = 0; index < frames; index++) {
-      const logits = await page.client.logits(testIds, options(index));
-      const chances = testIds.slice(1).map((id, i) => probabilitiesOf(logits, i, config.vocab_size)[id]);
-      const nats = chances.map(chance => -Math.log(chance));
+      const nats = (await page.client.surprisal(testIds, options(index))).subarray(1);
       measured[index] = nats.reduce((a, b) => a + b, 0) / nats.length;
       drawLoss();
     }
@@ -39,7 +38,7 @@ function filmPanel(page) {
 
   async function compute(index, before) {
     const { client } = page;
-    const shown = testIds.slice(0, FILM_TEXT);
+    const shown = testIds.slice(0, Math.min(FILM_TEXT, config.block_size));
     const ids = client.encode(before).slice(-config.block_size);
     const [next, inside] = await Promise.all([
       client.logits(ids, options(index)),
@@ -59,8 +58,11 @@ function filmPanel(page) {
 
   const show = newest(async () => {
     const index = Number(slider.value);
+    promptNote.textContent = prompt.value
+      ? describeText(Array.from(prompt.value), vocabulary, config.block_size, "it begins with the prompt")
+      : "Write a prompt of at least one character.";
     if (!prompt.value) {
-      sample.textContent = "Write a prompt of at least one character.";
+      sample.textContent = "";
       panel.ariaBusy = "false";
       return;
     }
@@ -115,13 +117,14 @@ function filmPanel(page) {
     const values = [...points, ...curves.train, ...curves.val].map(point => point[1]);
     // Whoever guesses has a loss of ln V; a training far beyond it would leave no room for the rest.
     const [low, high] = [Math.floor(Math.min(...values, 2)), Math.ceil(Math.log(config.vocab_size) + 0.3)];
-    // Steps on a logarithmic axis, as the frames double.
-    const x = step => left + 6 + ((width - left - 16) * Math.log(step)) / Math.log(Math.max(2, steps));
+    // Steps on a logarithmic axis, as the frames double. Training may have gone on after the model it kept.
+    const last = Math.max(2, steps, ...loss.step);
+    const x = step => left + 6 + ((width - left - 16) * Math.log(step)) / Math.log(last);
     const y = value => 8 + ((height - bottom - 8) * (high - value)) / (high - low);
     const path = of => of.map(([step, value], i) => `${i ? "L" : "M"}${x(step)} ${y(value)}`).join("");
     const line = (name, d) => drawing("path", { class: name, d });
     const label = (x, y, text, anchor) => drawing("text", { x, y, "text-anchor": anchor }, text);
-    const ticks = [1, 10, 100, 1000, 10000, 100000].filter(step => step <= steps);
+    const ticks = [1, 10, 100, 1000, 10000, 100000].filter(step => step <= last);
     const lines = Array.from({ length: high - low + 1 }, (_, i) => low + i);
     const told = index in measured
       ? `The loss of a passage of the test split after step ${stepOf(index)}: ` +

@@ -13,11 +13,11 @@ function insidePanel(page, written) {
   let view = null;
   const read = newest(async () => {
     const { model, client, current: { config } } = page;
-    const characters = Array.from(input.value).slice(-MOST_CHARACTERS);
+    const typed = Array.from(input.value), characters = typed.slice(-MOST_CHARACTERS);
     const start = Math.max(0, characters.length - config.block_size);
     const cut = "attention and what is below it show the text";
     note.textContent = describeText(characters, page.current.vocabulary, config.block_size, cut);
-    if (characters.length === MOST_CHARACTERS) note.append(` Only the last ${MOST_CHARACTERS} are taken.`);
+    if (typed.length > MOST_CHARACTERS) note.append(` Only the last ${MOST_CHARACTERS} are taken.`);
     if (!characters.length) {
       note.textContent = "Write a text of at least one character.";
       return;
@@ -79,7 +79,7 @@ function insidePanel(page, written) {
   page.find("inside-repeat").onclick = () => {
     // No white space, which would make the repetition hard to see.
     const known = page.current.vocabulary.filter((character, id) => id && /\S/.test(character));
-    const once = Array.from({ length: Math.min(24, page.current.config.block_size >> 1) },
+    const once = Array.from({ length: Math.max(1, Math.min(24, page.current.config.block_size >> 1)) },
       () => known[Math.floor(Math.random() * known.length)]).join("");
     give(once + once);
   };
