@@ -24,7 +24,7 @@ function describeModel() {
   const plural = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
   const shape = `${plural(config.num_layers, "layer")} of ${plural(config.num_heads, "attention head")}`;
   page.find("summary").textContent =
-    `A GPT with ${parameters} parameters in ${shape}` +
+    `A GPT (generative pre-trained transformer) with ${parameters} parameters in ${shape}` +
     (steps ? `, trained for ${steps.toLocaleString("en")} steps` : "") + (dataset ? ` on ${dataset}` : "") +
     ". It runs in this page, on your own computer: nothing that you type leaves it.";
 }

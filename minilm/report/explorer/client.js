@@ -45,8 +45,9 @@ class Client {
     return this.request("tensor", [name, options]);
   }
 
-  // Write text; `settings` are `prompt` and those of DEFAULTS in sampling.js. onText gets the new characters, a
-  // few at a time. Returns {done, a promise of the text, prompt first; stop(), after which it follows soon}.
+  // Write text; `settings` are `prompt` and those of DEFAULTS in sampling.js. onText gets the new characters,
+  // a few at a time. Returns {done, a promise of the text, prompt first; stop(), after which it follows
+  // soon}.
   generate(settings, onText, options = {}) {
     const done = this.request("generate", [settings, options], onText);
     const id = this.requests;

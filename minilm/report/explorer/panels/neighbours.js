@@ -5,7 +5,7 @@ function neighboursPart(page) {
   const bars = new Bars(page.find("neighbour-bars"), character => {
     choice.value = page.current.vocabulary.indexOf(character);
     show();
-  });
+  }, "Choose");
 
   const show = newest(async () => {
     const { vocabulary, config: { embed_dim: width } } = page.current;

@@ -165,9 +165,9 @@ class CharacterText {
 
 // Rows of a character and its bars. The rows are kept and changed, so that a button does not lose the focus.
 class Bars {
-  constructor(list, onChoose = null) {
-    this.list = list;
-    this.onChoose = onChoose;
+  // `onChoose` makes buttons of the rows, which `action` names: "Write e".
+  constructor(list, onChoose = null, action = "Write") {
+    Object.assign(this, { list, onChoose, action });
   }
 
   // rows: {character, before, after, label, cut}; `before` may be left out, `label` or `cut`, what took the
@@ -191,7 +191,7 @@ class Bars {
       line.title = `${spoken(row.character)}: ${first}${shown}`;
       if (this.onChoose) {
         line.onclick = () => this.onChoose(row.character);
-        line.ariaLabel = `Write ${line.title}`;
+        line.ariaLabel = `${this.action} ${line.title}`;
       }
     });
   }
