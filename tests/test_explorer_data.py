@@ -14,6 +14,7 @@ from minilm import CharTokenizer, MiniGPT, ModelConfig, checkpoint
 from minilm.data.provenance import Source
 from minilm.errors import InputError
 from minilm.report import html
+from minilm.report.explorer import page
 from minilm.report.explorer.__main__ import main
 from minilm.report.explorer.page import explorer_page, model_data, quantized, read_weights, run_data
 
@@ -97,6 +98,15 @@ def test_the_frames_before_the_models_step_are_in_the_page(tiny):
     # With keep: best the model is that of an earlier step.
     assert [frame["step"] for frame in of_run(film, step=4)["film"]] == [1]
     assert of_run({})["film"] == []
+
+
+def test_a_long_film_begins_later(tiny, monkeypatch):
+    film = film_of(checkpoint.load(tiny)[0], (1, 2, 4, 8))
+    whole = of_run(film)["film"]
+    monkeypatch.setattr(page, "LONGEST_FILM", sum(len(frame["weights"]) for frame in whole[1:]))
+    assert of_run(film)["film"] == whole[1:]
+    monkeypatch.setattr(page, "LONGEST_FILM", 0)
+    assert of_run(film)["film"] == []
 
 
 def test_rounding_keeps_each_row_within_half_a_level():

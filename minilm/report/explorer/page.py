@@ -36,6 +36,7 @@ ENGINE = (  # what the page's worker runs too
 )
 PANELS = sorted(path.relative_to(SOURCES).as_posix() for path in SOURCES.glob("panels/*.js"))
 HIGHEST_LEVEL = 31  # of a rounded weight, with a sign
+LONGEST_FILM = 12_000_000  # bytes of its frames; a page of two million parameters can still be mailed
 
 Floats = npt.NDArray[np.floating]
 
@@ -103,16 +104,20 @@ def run_data(
 ) -> dict[str, Any]:
     """What the page holds of the training, evaluation and samples of a model.
 
-    The film ends with the model itself; `keep: best` may have taken it from before the last step.
+    The film ends with the model itself; `keep: best` may have taken it from before the last step. Where the
+    frames are longer than LONGEST_FILM together, the earliest are left out.
     """
     frames: dict[int, dict[str, Floats]] = {}
     for key, weights in film.items():
         step, name = key.split("/")
         frames.setdefault(int(step), {})[name] = weights
+    shown: list[dict[str, Any]] = [
+        {"step": step, **quantized(frames[step])} for step in sorted(frames) if step < training["step"]
+    ]
+    while sum(len(frame["weights"]) for frame in shown) > LONGEST_FILM:
+        del shown[0]
     return {
-        "film": [
-            {"step": step, **quantized(frames[step])} for step in sorted(frames) if step < training["step"]
-        ],
+        "film": shown,
         "steps": training["step"],
         "loss": {key: curves[key] for key in ("step", "train_loss", "val_loss")},
         "heads": evaluation["heads"],
