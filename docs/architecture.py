@@ -46,7 +46,14 @@ def architecture(params: TrainParams, vocab_size: int) -> str:
 <circle cx="550" cy="{y}" r="9" class="plus"/><text x="550" y="{y + 5}">+</text>""")
 
     step(170, 0, "characters to ids", f"{vocab_size} characters", (batch, time))
-    step(170, 1, " + ".join(embeddings).replace("_", " "), "", stream, *embeddings.values())
+    step(
+        170,
+        1,
+        " + ".join(embeddings).replace("_embedding", "") + " embedding",
+        "",
+        stream,
+        *embeddings.values(),
+    )
     step(170, 2, f"{config.num_layers} blocks, one after the other", "", stream, model.blocks)
     step(170, 3, norm, "", stream, model.final_norm)
     head = [part for name, part in model.named_children() if name == "head"]  # there is none if tied

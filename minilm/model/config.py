@@ -16,7 +16,7 @@ MOST_EXPLORED = 10_000_000
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model; the README says what each value means.
+    """The shape of a model; docs/parameters.md says what each value means.
 
     Raises:
         InputError: a value is out of its range or does not fit the others, or a name is unknown.

@@ -110,7 +110,7 @@ def parallelize(model: MiniGPT, sharding: str, workers: Workers) -> nn.Module:
         from torch.distributed.fsdp import fully_shard  # takes half a second to import
 
         if not dist.is_initialized():
-            raise InputError("sharding: fsdp needs processes; set launcher to torchrun, as the README says")
+            raise InputError("sharding: fsdp needs processes; set launcher to torchrun, see docs/training.md")
         mesh = dist.init_device_mesh(workers.device.type, (workers.count,))
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
