@@ -4,12 +4,13 @@ from minilm.params import STAGES, allowed, default_text
 
 HEAD = """# Parameters
 
-Every key of [params.yaml](../params.yaml), by the stage that reads it. Each is a flag of the command line
-(`python main.py --train --embed_dim 256`), and can be changed in an experiment (`dvc exp run -S embed_dim=256`).
+Every key of [params.yaml](../params.yaml), by the stage that reads it. Each is a flag of the command
+line (`python main.py --train --embed_dim 256`), and can be changed in an experiment (`dvc exp run -S
+embed_dim=256`).
 
-A value that is not allowed stops a stage before it does anything, with every problem listed, and the outputs of
-the last good run stay. `device` is one key that three stages read. The report stage shows the keys of download
-and encode on its page, so it reads them too.
+A value that is not allowed stops a stage before it does anything, with every problem listed, and the
+outputs of the last good run stay. `device` is one key that three stages read. The report stage shows the
+keys of download and encode on its page, so it reads them too.
 
 This page is printed by `python -m docs.parameters` from the schema, [minilm/params.py](../minilm/params.py).
 """

@@ -1,5 +1,8 @@
 """What README and the documents say that a machine can check: sizes, figures, tables, and the commands."""
 
+import csv
+import re
+import textwrap
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -7,8 +10,12 @@ import torch
 
 from conftest import ROOT
 from docs.architecture import VOCABULARY, architecture
-from minilm import MiniGPT, ModelConfig
+from minilm import CharTokenizer, MiniGPT, ModelConfig
+from minilm.checkpoint import save
+from minilm.data.provenance import Source
 from minilm.params import load_params, load_recipe
+
+README = (ROOT / "README.md").read_text()
 
 
 def shapes(svg: str) -> list[str]:
@@ -51,3 +58,72 @@ def test_the_shapes_in_the_picture_are_those_that_the_model_has(recipe):
     svg = architecture(params, 20)
     assert shapes(svg) == [str(tuple(tensor.shape)) for tensor in expected]
     assert f"The model: {model.num_parameters:,} parameters" in svg
+
+
+def document(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def test_readme_is_short_and_its_pictures_are_there():
+    assert README.count("\n") <= 150
+    pictures = re.findall(r'src="([^"]+)"|!\[[^]]+\]\(([^)]+)\)', README)
+    assert {name for names in pictures for name in names if name} == {
+        "docs/film.webp",
+        "docs/pipeline.svg",
+        "docs/architecture.svg",
+    }
+    assert all((ROOT / name).stat().st_size for names in pictures for name in names if name)
+
+
+def test_the_index_names_every_page():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages <= set(re.findall(r"\]\(([\w-]+\.md)\)", document("index")))
+
+
+def test_readmes_minutes_of_reading_are_those_of_twelve_lines_each():
+    rows = re.findall(r"(?m)^\| (\d+) \| (\[.*?\.py\)) \|", README)
+    assert len(rows) == 6
+    for minutes, links in rows:
+        files = re.findall(r"\]\((.*?)\)", links)
+        lines = sum((ROOT / name).read_text().count("\n") for name in files)
+        assert abs(lines / 12 - int(minutes)) <= 3, links
+
+
+def test_readmes_losses_are_those_of_the_measurements():
+    rows = dict(re.findall(r"(?m)^\| (.+?\?) \| (.+?) \| \[\d+\]", README))
+    with (ROOT / "docs/scaling.csv").open() as file:
+        runs = {(run["changed"], run["value"]): run for run in csv.DictReader(file)}
+    memorized = runs["characters", "30000"]
+    one, two = (runs["num_layers", value]["val_loss"] for value in "12")
+    assert rows["What does a second layer add?"].startswith(f"from {one} to {two},")
+    assert (
+        f"{memorized['train_loss']} in training, {memorized['val_loss']} in"
+        in (rows["When does it memorize?"])
+    )
+    tried = dict(re.findall(r"(?m)^\| (.+?) \| \**(\d\.\d{3})\** \|", document("experiments")))
+    learned, muon = tried["learned positions"], tried["+ Muon at 1e-2: `modern` then"]
+    adam = next(loss for what, loss in tried.items() if what.startswith("+ RoPE"))
+    assert rows["Do positions matter?"].startswith(f"learned {learned}, RoPE {muon},")
+    assert rows["AdamW or Muon?"].startswith(f"{adam} and {muon} ")
+    found = re.findall(r"evaluate: (?:loss )?([\d.]+) nats", document("evaluation"))
+    model, letters, ngrams = (f"{float(loss):.2f}" for loss in found)
+    counting = f"{letters} with single letters, {ngrams} with 6-grams; the default model: {model}"
+    assert rows["How far does counting get?"] == counting
+    whole, modern = re.search(
+        r"pipeline \| (\d+ s) [\s\S]* with ([\d.]+) nats", document("evaluation")
+    ).groups()
+    assert re.search(
+        rf"`make repro` \| .*{whole} \| .* \| {model} \|\n\| .* \| {float(modern):.2f} \|", README
+    )
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/generation.md"])
+def test_the_library_is_used_as_the_documents_say(page, tmp_path, monkeypatch):
+    tokenizer = CharTokenizer.from_text("The library")
+    model = MiniGPT(ModelConfig(tokenizer.vocab_size, block_size=16, embed_dim=8, num_heads=2))
+    source = Source("book.txt", "file", None, {"train": 11}, "0" * 64)
+    save(tmp_path / "models/minilm", model.eval(), tokenizer, {}, source, {})
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"(?m)^ {4}import minilm\n(?: {4}.*\n)+", (ROOT / page).read_text())[0]
+    exec(textwrap.dedent(block), names := {})
+    assert names["model"].num_parameters == model.num_parameters
