@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -172,6 +173,19 @@ def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
     refused = fresh.main("--train", "--recipe", "old", ok=False)
     assert "invalid choice: 'old'" in refused
     assert "'classic', 'modern', 'shakespeare', 'shakespeare-cpu', 'shakespeare-small'" in refused
+
+
+def test_readmes_commands_run_as_they_stand_there(fresh):
+    lines = [line[4:] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    ")]
+    repro, experiment, generate = (
+        next(shlex.split(line, comments=True) for line in lines if line.startswith(start))
+        for start in ("dvc repro", "dvc exp run", "python main.py --generate")
+    )
+    assert stages_run(fresh.dvc(*repro[1:])) == set()
+    output = fresh.dvc(*experiment[1:])
+    assert stages_run(output) == {"train", "evaluate", "sample", "report"}
+    assert read_info(fresh.folder / "models" / "minilm").config.embed_dim == 256
+    assert "\nThe quick brown fox" in fresh.main(*generate[2:])
 
 
 def test_a_trained_model_is_trained_further(fresh, tmp_path):

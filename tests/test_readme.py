@@ -2,12 +2,16 @@
 
 import csv
 import re
+import shlex
 import textwrap
 import xml.etree.ElementTree as ET
+from importlib.util import find_spec
 
 import pytest
 import torch
+from dvc.cli import parse_args
 
+import main
 from conftest import ROOT
 from docs.architecture import VOCABULARY, architecture
 from minilm import CharTokenizer, MiniGPT, ModelConfig
@@ -73,6 +77,23 @@ def test_readme_is_short_and_its_pictures_are_there():
         "docs/architecture.svg",
     }
     assert all((ROOT / name).stat().st_size for names in pictures for name in names if name)
+
+
+def test_the_commands_within_sentences_are_ones_that_there_are():
+    pages = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
+    inline = [command for page in pages for command in re.findall(r"`((?:python|make|dvc) [^`]+)`", page)]
+    targets = re.findall(r"(?m)^(\w+):", (ROOT / "Makefile").read_text())
+    assert len(inline) > 40
+    for command in inline:
+        match shlex.split(command):
+            case ["make", *words]:
+                assert {word for word in words if "=" not in word} <= {*targets, ".venv/installed"}, command
+            case ["python", "-m", module, *_]:
+                assert find_spec(module), command
+            case ["python", "main.py", *flags]:
+                main.make_parser().parse_args(main.joined(flags))
+            case ["dvc", *words] if words[2:] or words[0] != "exp":  # `dvc exp apply` is only a name
+                parse_args([word.replace("...", "seed=1") for word in words])
 
 
 def test_the_index_names_every_page():
