@@ -8,7 +8,7 @@ PORT ?= 5050
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test lint ui best champion sync bench clean
+.PHONY: repro test lint ui best champion sync bench lessons clean
 
 # The programs in .venv name its folder: where that was moved, or its Python is gone, .venv is made anew.
 ifneq ($(shell test -f .venv/installed && . .venv/bin/activate && \
@@ -50,6 +50,10 @@ sync: .venv/installed
 # To compare with nanoGPT and on Tiny Shakespeare: make bench NANOGPT=path/to/checkout SHAKESPEARE=input.txt
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.bench $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(SHAKESPEARE),--shakespeare "$(SHAKESPEARE)")
+
+# Run the lessons' experiments and write their tables; make lessons STEPS=2 only tries everything out.
+lessons: .venv/installed
+	OMP_NUM_THREADS=1 .venv/bin/python -m docs.lessons.run $(if $(STEPS),--steps $(STEPS))
 
 # Remove the checkpoints of unfinished trainings and what killed processes left, while no training runs.
 clean:
