@@ -93,10 +93,12 @@ def run_pipeline(params: Params, last: Params | None) -> None:
 def train_model(params: TrainParams) -> None:
     """The train stage without MLflow, checkpoints, film and several processes."""
     tokenizer = CharTokenizer.load(encode.ENCODED / "tokenizer.json")
-    splits = [open_tokens(encode.ENCODED / f"{split}.npy") for split in ("train", "validation")]
+    train_tokens, val_tokens = (
+        open_tokens(encode.ENCODED / f"{split}.npy") for split in ("train", "validation")
+    )
     model = MiniGPT(ModelConfig.from_params(tokenizer.vocab_size, params), seed=params.seed)
     device = choose_device("cpu")
-    reports = train(model, *splits, params)
+    reports = train(model, train_tokens, val_tokens, params)
     environment = describe_environment(device, choose_precision(params.precision, device), processes=1)
     source = Source.load(download.RAW / "source.json")
     checkpoint.save(evaluate.MODEL, model, tokenizer, params.model_dump(), source, environment)
