@@ -93,7 +93,7 @@ def test_theorys_losses_are_those_of_its_trials_and_its_model_has_the_size_that_
     assert f"**{fmean(losses[plain]):.3f}**" in theory
     for change, loss in re.findall(r"(?m)^\| `(\w+=[^`]*)` \| ([\d.]+) \|", theory):
         assert f"{fmean(losses[f'{plain} {change}']):.3f}" == loss, change
-    recipe = load_params(ROOT / "params.yaml", load_recipe(ROOT / "recipes/shakespeare.yaml")).train
+    recipe = load_params(ROOT / "params.yaml", load_recipe(ROOT / "recipes/shakespeare-small.yaml")).train
     model = gpt.MiniGPT(gpt.ModelConfig.from_params(66, recipe))
     assert f"The model has {model.num_parameters:,} parameters, {recipe.num_layers} blocks" in theory
 
