@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib import style
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
@@ -192,21 +191,8 @@ def attention(trained: Trained, out: Path) -> None:
     """Where each head looks in the beginning of the middle passage of the test split."""
     middle = len(trained.test) // 2
     ids = trained.test[middle : middle + 20].astype(np.int64)
-    labels = list(map(visible, trained.tokenizer.decode(ids)))
     weights = trained.model.attention_weights(torch.from_numpy(ids)[None])[:, 0].numpy()
-    layers, heads, length, _ = weights.shape
-    with picture(out, 2.1 * heads + 0.6, 2.2 * layers) as figure:
-        grid = figure.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
-        for (layer, head), axes in np.ndenumerate(grid):
-            shown = np.ma.array(weights[layer, head], mask=np.triu(np.ones((length, length), bool), 1))
-            axes.imshow(shown, norm=PowerNorm(0.5, 0, 1), cmap="YlGnBu", interpolation="nearest")
-            axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=10)
-            axes.set_xticks(range(length), labels, fontsize=6)
-            axes.set_yticks(range(length), labels, fontsize=6)
-            axes.tick_params(length=0, pad=1)
-            axes.grid(visible=False)
-        figure.supxlabel("attended character", fontsize=11)
-        figure.supylabel("attending character", fontsize=11)
+    plots.attention(weights, trained.tokenizer.decode(ids), out)
 
 
 def positions(_: Trained, out: Path) -> None:

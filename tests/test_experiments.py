@@ -172,7 +172,7 @@ def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
     assert "# of weights, batches and dropout" in fresh.read("params.yaml")
     refused = fresh.main("--train", "--recipe", "old", ok=False)
     assert "invalid choice: 'old'" in refused
-    assert "'classic', 'modern', 'shakespeare', 'shakespeare-cpu', 'shakespeare-small'" in refused
+    assert "'classic', 'lesson', 'modern', 'shakespeare', 'shakespeare-cpu', 'shakespeare-small'" in refused
 
 
 def test_readmes_commands_run_as_they_stand_there(fresh):

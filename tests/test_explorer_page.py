@@ -266,6 +266,7 @@ def test_the_keyboard_reaches_everything(show, data):
     assert tab.evaluate("document.querySelector('#written [aria-selected]').offsetTop") > tab.evaluate(
         "document.querySelector('#written').firstChild.offsetTop"
     )
+    tab.wait_for_selector("#next[aria-busy=false]")  # with its bars, which are buttons
     # All that a mouse can use has a name for a screen reader, and shows that it has the focus.
     names = tab.evaluate("""() => {
         const all = document.querySelectorAll("button, input, select, textarea, a, [tabindex='0']");

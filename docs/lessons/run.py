@@ -34,8 +34,6 @@ from stages import download, encode, evaluate, sample
 
 ROOT = LESSONS.parents[1]
 START = {"dataset": "minilm/data/sample_text"} | load_recipe(ROOT / "recipes/lesson.yaml")
-
-
 SHOWN = 100  # characters of a sample in a table
 
 

@@ -115,6 +115,7 @@ def _until(stop: str, prompt: str, pieces: Iterable[str]) -> Iterator[str]:
     yield prompt
     if not stop:
         yield from pieces
+        return
     held = ""
     for piece in pieces:
         held += piece
