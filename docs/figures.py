@@ -190,7 +190,7 @@ def saturation(_: Trained, out: Path) -> None:
 def attention(trained: Trained, out: Path) -> None:
     """Where each head looks in the beginning of the middle passage of the test split."""
     middle = len(trained.test) // 2
-    ids = trained.test[middle : middle + 20].astype(np.int64)
+    ids = trained.test[middle : middle + 16].astype(np.int64)
     weights = trained.model.attention_weights(torch.from_numpy(ids)[None])[:, 0].numpy()
     plots.attention(weights, trained.tokenizer.decode(ids), out)
 
