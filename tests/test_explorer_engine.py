@@ -98,7 +98,7 @@ def make_page(tmp_path_factory):
         page = PAGE.format(
             head=head,
             data=json.dumps(data).replace("<", "\\u003c"),
-            engine="\n".join(sources[name] for name in ENGINE),
+            engine="\n".join(sources[name] for name in ENGINE).replace("KEPT = 3e7", "KEPT = 5e4"),
             client=sources["client.js"],
         )
         (base / "page.html").write_text(page, "utf-8")

@@ -2,76 +2,31 @@
 
 import math
 import re
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers.models import randomized
-from minilm import CharTokenizer, MiniGPT, ModelConfig, checkpoint
-from minilm.data.provenance import Source
-from minilm.generation.config import Sampling
-from minilm.report.explorer.page import explorer_page, model_data, quantized
-
-TEXT = "the quick brown fox jumps over the lazy dog; the quick dog jumps\nover the fox. " * 3
-EVIL = "<img src=x onerror='window.ran=1'></script><script>window.ran=1</script>"
-STEPS = 8
+from helpers.explorer import EVIL, TEXT, explored, ready, write, write_page, written
 
 
 @pytest.fixture(scope="module")
-def model():
-    """A model whose every part matters, and its tokenizer, which knows the characters of EVIL."""
-    tokenizer = CharTokenizer.from_text(TEXT + EVIL)
-    return randomized(ModelConfig(tokenizer.vocab_size, 32, embed_dim=16, num_heads=2)), tokenizer
+def explorer(tmp_path_factory):
+    """A model, its tokenizer, and what the page holds of it."""
+    return explored(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
-def data(model, tmp_path_factory):
-    """What the page holds of the model, with a film of three frames before it."""
-    folder = tmp_path_factory.mktemp("model")
-    checkpoint.save(folder, *model, {"steps": STEPS}, Source(EVIL, "", None, {}, ""), {})
-    weights = {name: tensor.numpy() for name, tensor in model[0].state_dict().items()}
-    frames = {step: {n: w * np.float32(step / STEPS) for n, w in weights.items()} for step in (1, 2, 4)}
-    return model_data(folder) | {
-        "film": [{"step": step, **quantized(frame)} for step, frame in frames.items()],
-        "steps": STEPS,
-        "loss": {"step": [4, 8], "train_loss": [3.0, 2.0], "val_loss": [3.1, 2.2]},
-        "heads": [[{"previous": 0.1, "induction": 0.2}, {"previous": 0.75, "induction": 0.01}]] * 2,
-        "prompt": "the ",
-        "settings": asdict(Sampling(max_new_tokens=40, top_k=0)),
-        "test_text": TEXT,
-    }
+def data(explorer):
+    """What the page holds of the model."""
+    return explorer[2]
 
 
 @pytest.fixture
 def show(open_page, tmp_path):
-    """Opens the page of one or more models, without the tour and when the model has answered."""
-
-    def show(*models, tour=False, **how):
-        path = tmp_path / "explorer.html"
-        path.write_text(explorer_page("MiniLM on " + models[0]["dataset"], models, {}), encoding="utf-8")
-        tab = open_page(path, **how)
-        tab.evaluate("minilm.ready")
-        tab.wait_for_function("document.getElementById('lens-table').rows.length > 0")
-        if not tour:
-            tab.click("#tour-close")
-        return tab
-
-    return show
-
-
-def written(tab):
-    """The text of the panel Write, line ends as they were."""
-    return tab.locator("#written").text_content().replace("⏎\n", "\n")
-
-
-def write(tab):
-    """Press Write and wait for the end."""
-    tab.click("#write-start")
-    tab.wait_for_function("document.getElementById('write-stop').disabled")
-    return written(tab)
+    """Opens the page of one or more models."""
+    return lambda *models, tour=False, **how: ready(open_page(write_page(tmp_path, *models), **how), tour)
 
 
 def test_writes_what_the_settings_say_and_stops(show, data):
@@ -151,12 +106,12 @@ def test_sliders_act_at_once_and_name_what_they_cut_off(show, data):
     assert tab.locator("#next-bars .value").first.text_content() == "100\u00a0%"
 
 
-def test_inside_shows_the_loss_and_what_a_part_is_worth(show, data, model):
+def test_inside_shows_the_loss_and_what_a_part_is_worth(show, data, explorer):
     tab = show(data)
     text = "the quick brown fox"
     tab.fill("#inside-text", text)
     tab.wait_for_function("document.getElementById('attention-text').children.length === 19")
-    gpt, tokenizer = model
+    gpt, tokenizer, _ = explorer
     ids = torch.from_numpy(tokenizer.encode(text).astype(np.int64))
 
     def loss():
@@ -211,29 +166,6 @@ def test_says_what_it_does_not_know_or_cuts(show, data):
     tab.fill("#prompt", "ж" * 40)
     write(tab)
     assert "without the first 8" in tab.locator("#write-note").text_content()
-    assert tab.problems == []
-
-
-def test_film_shows_each_frame(show, data):
-    tab = show(data)
-    tab.locator("#film").scroll_into_view_if_needed()
-    tab.wait_for_function("document.getElementById('film-sample').textContent.length === 164")
-    trained = tab.locator("#film-sample").text_content()
-    assert trained == tab.evaluate(
-        "minilm.generate({prompt: 'the ', maxNewTokens: 160, temperature: 0.8, topK: 0, seed: 1337})"
-    )
-    assert tab.locator("#film-step").text_content() == "8 of 8"
-    tab.fill("#film-frame", "0")
-    assert tab.locator("#film-step").text_content() == "1 of 8"
-    tab.wait_for_function("text => document.getElementById('film-sample').textContent !== text", arg=trained)
-    # Weights of an eighth say almost nothing: the probabilities are nearly equal.
-    assert float(tab.locator("#film-bars .value").first.text_content().split("\u00a0")[0]) < 15
-    tab.fill("#film-frame", "2")
-    tab.click("#film-play")
-    tab.wait_for_function("document.getElementById('film-step').textContent === '8 of 8'")
-    tab.wait_for_function("document.getElementById('film-play').textContent === 'Play'")
-    assert tab.locator("#film-sample").text_content() == trained
-    assert tab.locator("#film-loss circle").count() == 4
     assert tab.problems == []
 
 
@@ -304,47 +236,3 @@ def test_text_is_never_run(show, data):
         assert tab.evaluate("window.ran") is None
         assert tab.locator("img").count() == 0
         assert tab.problems == []
-
-
-def test_compares_two_models(show, data, tmp_path):
-    # The second knows no "q", so that its ids differ too.
-    tokenizer = CharTokenizer.from_text(TEXT.replace("q", ""))
-    other = MiniGPT(ModelConfig(tokenizer.vocab_size, 64, embed_dim=8, num_heads=1, num_layers=1)).eval()
-    checkpoint.save(tmp_path / "b", other, tokenizer, {"steps": 3}, Source("b", "", None, {}, ""), {})
-    tab = show(data | {"name": "a"}, data | model_data(tmp_path / "b") | {"name": "b", "heads": []})
-    assert tab.locator("#film").is_hidden()
-    tab.locator("#compare").scroll_into_view_if_needed()
-    tab.fill("#compare-text", TEXT[:60])
-    tab.wait_for_function("document.getElementById('compare-difference').children.length === 60")
-    losses = tab.locator("#compare-models .readout").all_text_contents()
-    # An untrained model finds all characters about equally likely.
-    assert float(losses[1].split()[1]) == pytest.approx(math.log(tokenizer.vocab_size), abs=0.1)
-    assert losses[0] != losses[1]
-    assert "b: The model has never seen q" in tab.locator("#compare-note").text_content()
-    assert tab.locator("#compare-table tr").count() == 9
-    tab.select_option("#model", label="b")
-    assert "1 layer of 1 attention head" in tab.locator("#summary").text_content()
-    tab.wait_for_function("document.querySelectorAll('#heads button').length === 1")
-    assert len(write(tab)) == 44
-    assert tab.problems == []
-
-
-def test_runs_in_the_frame_of_mlflow(show, data, open_page, tmp_path):
-    """MLflow's artifact viewer shows a copy in a sandbox, where storage throws and links are forbidden."""
-    show(data).close()
-    (tmp_path / "viewer.html").write_text("<iframe sandbox='allow-scripts' width=1200 height=700></iframe>")
-    tab = open_page(tmp_path / "viewer.html")
-    tab.evaluate(
-        """page => { document.querySelector("iframe").src =
-            URL.createObjectURL(new Blob([page], {type: "text/html"})); }""",
-        (tmp_path / "explorer.html").read_text(),
-    )
-    frame = tab.frame_locator("iframe")
-    frame.locator("#tour-close").click()
-    storage = "() => { try { localStorage } catch { return 'throws' } }"
-    assert frame.locator("body").evaluate(storage) == "throws"
-    frame.locator("#write-start").click()
-    frame.locator("#written span:nth-child(44)").wait_for()
-    frame.get_by_role("link", name="The film").click()
-    frame.locator("#film-loss circle").nth(3).wait_for()
-    assert tab.problems == []

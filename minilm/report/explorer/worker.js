@@ -1,8 +1,8 @@
 // worker.js: answers client.js, on a thread of its own or, where the browser forbids that, on the page's.
-// Top-level names: FRAMES_KEPT, SLICE, Service, serve, decode, decodeFrame, assemble, size, bytesOf, inflate,
+// Top-level names: WEIGHTS_KEPT, SLICE, Service, serve, decode, decodeFrame, assemble, size, bytesOf, inflate,
 // pause.
 
-const FRAMES_KEPT = 4; // models of the film that are decoded; each takes four bytes per parameter
+const WEIGHTS_KEPT = 3e7; // of decoded frames of the film, with four bytes each
 const SLICE = 15; // milliseconds of work, after which other requests have their turn
 
 // Each public method answers the client's of that name.
@@ -57,7 +57,7 @@ class Service {
     const model = await this.model(options), tokenizer = this.tokenizers[options.model ?? 0];
     const drawer = new Drawer(chosen.seed, model.config.vocab_size);
     const decoder = new Decoder(model, options.off);
-    let text = prompt, sent = text.length, since = performance.now();
+    let text = prompt, sent = text.length, since = 0; // so that the first character is sent at once
     let logits = decoder.prefill(tokenizer.encode(prompt));
     if (!logits.every(Number.isFinite)) {
       throw new Error("the model's logits are no numbers: its weights are damaged, or its training diverged");
@@ -83,7 +83,8 @@ class Service {
     const found = this.frames.get(key) ?? decodeFrame(data, data.film[frame]);
     this.frames.delete(key); // and comes last again
     this.frames.set(key, found);
-    if (this.frames.size > FRAMES_KEPT) this.frames.delete(this.frames.keys().next().value);
+    const weights = Object.values(data.tensors).reduce((sum, { shape }) => sum + size(shape), 0);
+    if (this.frames.size * weights > WEIGHTS_KEPT) this.frames.delete(this.frames.keys().next().value);
     return found;
   }
 }

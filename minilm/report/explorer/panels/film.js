@@ -11,8 +11,11 @@ function filmPanel(page) {
   const panel = page.find("film");
   const bars = new Bars(page.find("film-bars"));
   const { film, steps, loss, config, vocabulary, settings, test_text: test } = page.data.models[0];
+  const { temperature, top_k: topK, top_p: topP, min_p: minP, seed } = settings;
+  const given = { temperature, topK, topP, minP, seed, maxNewTokens: FILM_LENGTH };
   const measured = []; // loss of the passage after each frame, as soon as it is known
-  let kept = new Map(); // what the frames say to the prompt
+  let moves = 0; // of the slider, and of what else changes the picture
+  let writing = null; // the sample under way
   let playing = null; // the run of the film that goes on, if one does
 
   // The last frame is the trained model itself, which is not kept twice.
@@ -30,58 +33,42 @@ function filmPanel(page) {
     }
   }
 
-  // What a frame says; computed once for each prompt.
-  function content(index) {
-    if (!kept.has(index)) kept.set(index, compute(index, prompt.value));
-    return kept.get(index);
-  }
-
-  async function compute(index, before) {
-    const { client } = page;
-    const shown = testIds.slice(0, Math.min(FILM_TEXT, config.block_size));
-    const ids = client.encode(before).slice(-config.block_size);
-    const [next, inside] = await Promise.all([
-      client.logits(ids, options(index)),
-      client.inside(shown, options(index)),
-    ]);
-    const { temperature, top_k: topK, top_p: topP, min_p: minP, seed } = settings;
-    const all = { temperature, topK, topP, minP, seed, prompt: before, maxNewTokens: FILM_LENGTH };
-    const written = client.generate(all, () => {}, options(index)).done;
-    return {
-      before,
-      chances: probabilitiesOf(next, ids.length - 1, config.vocab_size),
-      attention: inside.attention,
-      time: shown.length,
-      text: await written,
-    };
-  }
-
-  const show = newest(async () => {
-    const index = Number(slider.value);
-    promptNote.textContent = prompt.value
-      ? describeText(Array.from(prompt.value), vocabulary, config.block_size, "it begins with the prompt")
-      : "Write a prompt of at least one character.";
-    if (!prompt.value) {
-      sample.textContent = "";
-      panel.ariaBusy = "false";
-      return;
-    }
-    const { before, chances, attention, time, text } = await content(index);
+  // The text comes last and bit by bit, since it takes the longest.
+  const show = newest(async move => {
+    const { client } = page, { block_size, vocab_size } = config;
+    const frame = options(Number(slider.value)), before = prompt.value;
+    const ids = client.encode(before).slice(-block_size);
+    const next = await client.logits(ids, frame);
+    const chances = before ? probabilitiesOf(next, ids.length - 1, vocab_size) : [];
     const best = descending(chances).slice(0, 8);
     bars.show(best.map(id => ({ character: vocabulary[id], after: chances[id] })), { scale: 1 });
-    sample.replaceChildren(element("b", { textContent: before }), text.slice(before.length));
-    showThumbnails(page.find("film-heads"), attention, time);
-    panel.ariaBusy = String(index !== Number(slider.value));
+    const passage = testIds.slice(0, Math.min(FILM_TEXT, block_size));
+    const { attention } = await client.inside(passage, frame);
+    showThumbnails(page.find("film-heads"), attention, passage.length);
+    sample.replaceChildren(element("b", { textContent: before }));
+    if (move !== moves) return;
+    if (before) {
+      writing = client.generate({ ...given, prompt: before }, text => sample.append(text), frame);
+      await writing.done;
+    }
+    panel.ariaBusy = String(move !== moves);
   });
 
   // What can be shown at once; the rest follows when the model has computed it.
   function move() {
+    writing?.stop();
     const where = `${stepOf(Number(slider.value)).toLocaleString("en")} of ${steps.toLocaleString("en")}`;
     page.find("film-step").textContent = where;
     slider.ariaValueText = `step ${where}`;
     drawLoss();
     panel.ariaBusy = "true";
-    show();
+    return show(++moves);
+  }
+
+  function describePrompt() {
+    promptNote.textContent = prompt.value
+      ? describeText(Array.from(prompt.value), vocabulary, config.block_size, "it begins with the prompt")
+      : "Write a prompt of at least one character.";
   }
 
   function pause() {
@@ -95,14 +82,10 @@ function filmPanel(page) {
     play.textContent = "Pause";
     if (Number(slider.value) === frames - 1) slider.value = 0;
     while (playing === mine) {
-      move();
-      const index = Number(slider.value);
-      // The next frame is computed while this one is looked at.
-      const looked = new Promise(done => setTimeout(done, FILM_PAUSE));
-      await Promise.all([content(index), content(Math.min(index + 1, frames - 1)), looked]);
+      await Promise.all([move(), new Promise(done => setTimeout(done, FILM_PAUSE))]);
       if (playing !== mine) return;
-      if (index >= frames - 1) return pause();
-      slider.value = index + 1;
+      if (Number(slider.value) === frames - 1) return pause();
+      slider.value = Number(slider.value) + 1;
     }
   }
 
@@ -161,12 +144,12 @@ function filmPanel(page) {
   play.onclick = run;
   prompt.oninput = () => {
     pause();
-    play.disabled = !prompt.value;
-    kept = new Map();
-    show();
+    describePrompt();
+    move();
   };
   return {
     refresh() {
+      describePrompt();
       move();
       measure();
     },

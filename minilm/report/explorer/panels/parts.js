@@ -69,24 +69,14 @@ function describeText(characters, vocabulary, blockSize, whatIsCut) {
 }
 
 // A function that runs `work` for the newest call only: those that come while it runs wait, and replace each
-// other.
+// other. Its promise ends when the call has been answered or replaced.
 function newest(work) {
-  let running = false;
-  let waiting = null;
-  return async function run(...values) {
-    if (running) {
-      waiting = values;
-      return;
-    }
-    running = true;
-    try {
-      await work(...values);
-    } finally {
-      running = false;
-      const next = waiting;
-      waiting = null;
-      if (next) run(...next);
-    }
+  let calls = 0;
+  let last = Promise.resolve();
+  return (...values) => {
+    const call = ++calls;
+    const run = () => call === calls && work(...values);
+    return (last = last.then(run, run));
   };
 }
 
