@@ -56,6 +56,20 @@ def test_film_shows_each_frame(show, data):
     assert tab.problems == []
 
 
+def test_says_that_a_film_begins_late(show, data):
+    assert show(data).locator("#film-beginning").text_content() == ""
+    tab = show(data | {"film": data["film"][1:]})
+    assert "before step 2 are left out" in tab.locator("#film-beginning").text_content()
+
+
+def test_the_tour_is_offered_beside_what_it_speaks_of(show, data):
+    tab = show(data, width=390, tour=True)
+    card, panel = (tab.locator(part).bounding_box() for part in ("#tour", "#write"))
+    assert card["y"] + card["height"] < panel["y"]
+    tab.click("#tour-next")
+    assert tab.evaluate("getComputedStyle(document.getElementById('tour')).position") == "fixed"
+
+
 def test_compares_two_models(show, data, tmp_path):
     # The second knows no "q", so that its ids differ too.
     tokenizer = CharTokenizer.from_text(TEXT.replace("q", ""))

@@ -14,6 +14,7 @@ function filmPanel(page) {
   const { temperature, top_k: topK, top_p: topP, min_p: minP, seed } = settings;
   const given = { temperature, topK, topP, minP, seed, maxNewTokens: FILM_LENGTH };
   const measured = []; // loss of the passage after each frame, as soon as it is known
+  let attention = []; // of the frame that is shown
   let moves = 0; // of the slider, and of what else changes the picture
   let writing = null; // the sample under way
   let playing = null; // the run of the film that goes on, if one does
@@ -21,7 +22,9 @@ function filmPanel(page) {
   // The last frame is the trained model itself, which is not kept twice.
   const frames = film.length + 1;
   const testIds = page.client.encode(test).slice(0, config.block_size + 1);
+  const passage = testIds.slice(0, Math.min(FILM_TEXT, config.block_size));
   const stepOf = index => (index < film.length ? film[index].step : steps);
+  const stepName = index => stepOf(index).toLocaleString("en");
   const options = index => ({ model: 0, frame: index < film.length ? index : undefined });
 
   // One frame after the other, in the time that the model has left.
@@ -42,9 +45,8 @@ function filmPanel(page) {
     const chances = before ? probabilitiesOf(next, ids.length - 1, vocab_size) : [];
     const best = descending(chances).slice(0, 8);
     bars.show(best.map(id => ({ character: vocabulary[id], after: chances[id] })), { scale: 1 });
-    const passage = testIds.slice(0, Math.min(FILM_TEXT, block_size));
-    const { attention } = await client.inside(passage, frame);
-    showThumbnails(page.find("film-heads"), attention, passage.length);
+    ({ attention } = await client.inside(passage, frame));
+    drawHeads();
     sample.replaceChildren(element("b", { textContent: before }));
     if (move !== moves) return;
     if (before) {
@@ -57,7 +59,7 @@ function filmPanel(page) {
   // What can be shown at once; the rest follows when the model has computed it.
   function move() {
     writing?.stop();
-    const where = `${stepOf(Number(slider.value)).toLocaleString("en")} of ${steps.toLocaleString("en")}`;
+    const where = `${stepName(Number(slider.value))} of ${stepName(frames - 1)}`;
     page.find("film-step").textContent = where;
     slider.ariaValueText = `step ${where}`;
     drawLoss();
@@ -89,6 +91,10 @@ function filmPanel(page) {
     }
   }
 
+  function drawHeads() {
+    showThumbnails(page.find("film-heads"), attention, passage.length);
+  }
+
   function drawLoss() {
     const chart = page.find("film-loss");
     const [width, height, left, bottom] = [chart.clientWidth, 230, 34, 34];
@@ -110,7 +116,7 @@ function filmPanel(page) {
     const ticks = [1, 10, 100, 1000, 10000, 100000].filter(step => step <= last);
     const lines = Array.from({ length: high - low + 1 }, (_, i) => low + i);
     const told = index in measured
-      ? `The loss of a passage of the test split after step ${stepOf(index)}: ` +
+      ? `The loss of a passage of the test split after step ${stepName(index)}: ` +
         `${measured[index].toFixed(2)} nats per character. `
       : "";
     note.textContent =
@@ -135,6 +141,10 @@ function filmPanel(page) {
 
   prompt.value = page.data.models[0].prompt;
   headThumbnails(page.find("film-heads"), config);
+  if (stepOf(0) > 1) {
+    page.find("film-beginning").textContent =
+      ` Those from before step ${stepName(0)} are left out, to keep it small.`;
+  }
   slider.max = frames - 1;
   slider.value = frames - 1;
   slider.oninput = () => {
@@ -153,6 +163,9 @@ function filmPanel(page) {
       move();
       measure();
     },
-    redraw: move,
+    redraw() {
+      drawLoss();
+      drawHeads();
+    },
   };
 }

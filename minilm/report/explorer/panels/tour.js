@@ -6,7 +6,7 @@ const TOUR = [
   ["next", "Turn the knobs",
     "Each character is drawn from these probabilities. At a low temperature the most likely one takes all."],
   ["surprise", "See what surprises it",
-    "Dark characters came unexpectedly. Put a text of your own into the field above, or misspell a word."],
+    "Colored characters came unexpectedly. Put a text of your own into the field above, or misspell a word."],
   ["attention", "Follow its attention",
     "Choose a head, then a character: the lines lead to the characters from which it gathers what it needs."],
   ["film", "Watch it learn",
@@ -36,6 +36,7 @@ function tour(page) {
     for (const [id] of steps) page.find(id).classList.remove("toured");
     at = step;
     card.hidden = step < 0 || step >= steps.length;
+    card.classList.toggle("offered", !focus); // in the page instead of over it, where there is little room
     if (card.hidden) {
       remembered("seen");
       return page.find("start-tour").focus({ preventScroll: true });
