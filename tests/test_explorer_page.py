@@ -166,6 +166,10 @@ def test_says_what_it_does_not_know_or_cuts(show, data):
     tab.fill("#prompt", "ж" * 40)
     write(tab)
     assert "without the first 8" in tab.locator("#write-note").text_content()
+    tab.fill("#prompt", "x" + "the " * 50_000)
+    assert write(tab).startswith("the the ")
+    assert "Only the last 5000" in tab.locator("#write-note").text_content()
+    assert tab.locator("#written span").count() == 5040
     assert tab.problems == []
 
 

@@ -23,11 +23,10 @@ function comparePanel(page) {
   }
 
   const read = newest(async () => {
-    const typed = Array.from(input.value), characters = typed.slice(-MOST_CHARACTERS);
+    const characters = latest(input.value);
     note.textContent = models
-      .map(model => describeText(characters, model.vocabulary, Infinity, ""))
+      .map(model => describeText(input.value, model.vocabulary, Infinity, ""))
       .map((problem, index) => problem && `${models[index].name}: ${problem}`).filter(Boolean).join(" ");
-    if (typed.length > MOST_CHARACTERS) note.append(` Only the last ${MOST_CHARACTERS} are taken.`);
     if (characters.length < 2) note.append(" Write a text of at least two characters.");
     if (characters.length < 2) return;
     const nats = [];

@@ -39,7 +39,7 @@ function filmPanel(page) {
   // The text comes last and bit by bit, since it takes the longest.
   const show = newest(async move => {
     const { client } = page, { block_size, vocab_size } = config;
-    const frame = options(Number(slider.value)), before = prompt.value;
+    const frame = options(Number(slider.value)), before = latest(prompt.value).join("");
     const ids = client.encode(before).slice(-block_size);
     const next = await client.logits(ids, frame);
     const chances = before ? probabilitiesOf(next, ids.length - 1, vocab_size) : [];
@@ -69,7 +69,7 @@ function filmPanel(page) {
 
   function describePrompt() {
     promptNote.textContent = prompt.value
-      ? describeText(Array.from(prompt.value), vocabulary, config.block_size, "it begins with the prompt")
+      ? describeText(prompt.value, vocabulary, config.block_size, "it begins with the prompt")
       : "Write a prompt of at least one character.";
   }
 

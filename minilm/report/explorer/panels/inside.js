@@ -1,7 +1,6 @@
 // inside.js: the text that is looked into, and the surprise of its characters. Top-level names: insidePanel.
 
 const MOST_BITS = 8; // from which on all characters have the same color, as in surprisal.html
-const MOST_CHARACTERS = 5000; // longer texts take seconds at each key
 
 function insidePanel(page, written) {
   const [input, note] = ["inside-text", "inside-note"].map(page.find);
@@ -13,11 +12,10 @@ function insidePanel(page, written) {
   let view = null;
   const read = newest(async () => {
     const { model, client, current: { config } } = page;
-    const typed = Array.from(input.value), characters = typed.slice(-MOST_CHARACTERS);
+    const characters = latest(input.value);
     const start = Math.max(0, characters.length - config.block_size);
     const cut = "attention and what is below it show the text";
-    note.textContent = describeText(characters, page.current.vocabulary, config.block_size, cut);
-    if (typed.length > MOST_CHARACTERS) note.append(` Only the last ${MOST_CHARACTERS} are taken.`);
+    note.textContent = describeText(input.value, page.current.vocabulary, config.block_size, cut);
     if (!characters.length) {
       note.textContent = "Write a text of at least one character.";
       return;

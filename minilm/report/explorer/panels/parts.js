@@ -1,6 +1,7 @@
 // parts.js: what several panels are made of. Top-level names: element, drawing, visible, spoken, percent,
-// probabilitiesOf, descending, describeText, newest, CharacterText, Bars, shade, drawAttention.
+// probabilitiesOf, descending, latest, describeText, newest, CharacterText, Bars, shade, drawAttention.
 
+const MOST_CHARACTERS = 5000; // of a text; more take seconds at each key
 const SIGNS = { " ": "␣", "\n": "⏎", "\t": "⇥" };
 const SPOKEN = { " ": "space", "\n": "line break", "\t": "tab", "\ufffd": "unknown character" };
 
@@ -52,19 +53,25 @@ function descending(values) {
   return [...values.keys()].sort((a, b) => values[b] - values[a]);
 }
 
+// The characters of a text, cut from the left.
+function latest(text) {
+  return Array.from(text).slice(-MOST_CHARACTERS);
+}
+
 // What a reader should know of a text that the model is given: what it lacks, and what it will not see.
-function describeText(characters, vocabulary, blockSize, whatIsCut) {
-  const notes = [];
+function describeText(text, vocabulary, blockSize, whatIsCut) {
+  const notes = [], typed = Array.from(text), characters = latest(text);
   const unknown = [...new Set(characters)].filter(character => !vocabulary.includes(character));
   if (unknown.length) {
     const named = unknown.slice(0, 5).map(visible).join(" ");
     const more = unknown.length > 5 ? ` and ${unknown.length - 5} more` : "";
     notes.push(`The model has never seen ${named}${more}: it reads the unknown character \ufffd there.`);
   }
-  if (characters.length > blockSize) {
-    const cut = characters.length - blockSize;
+  if (typed.length > blockSize) {
+    const cut = typed.length - blockSize;
     notes.push(`The model reads ${blockSize} characters at once: ${whatIsCut} without the first ${cut}.`);
   }
+  if (typed.length > MOST_CHARACTERS) notes.push(`Only the last ${MOST_CHARACTERS} are taken.`);
   return notes.join(" ");
 }
 

@@ -131,18 +131,19 @@ function writePanel(page) {
   }
 
   function restart() {
-    characters = Array.from(prompt.value);
+    characters = latest(prompt.value);
     prompted = characters.length;
     const size = page.current.config.block_size;
     note.textContent = prompt.value
-      ? describeText(characters, page.current.vocabulary, size, "it begins with the prompt")
+      ? describeText(prompt.value, page.current.vocabulary, size, "it begins with the prompt")
       : "Write a prompt of at least one character.";
     goTo(characters.length);
   }
 
   function writePrompt() {
-    prompted = Array.from(prompt.value).length;
-    return write(prompt.value);
+    const before = latest(prompt.value);
+    prompted = before.length;
+    return write(before.join(""));
   }
 
   prompt.oninput = restart;
