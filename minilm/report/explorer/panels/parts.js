@@ -36,6 +36,7 @@ function spoken(character) {
 }
 
 function percent(share) {
+  if (share > 0 && share < 0.00005) return "<\u00a00.01\u00a0%";
   return (100 * share).toFixed(share >= 0.0995 || share === 0 ? 0 : share >= 0.001 ? 1 : 2) + "\u00a0%";
 }
 
