@@ -12,8 +12,10 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def film(tab: Page) -> list[Image.Image]:
     """One picture for each frame of the training's film."""
-    tab.add_style_tag(content="nav, #film > :is(p, label, textarea) { display: none }")
-    tab.set_viewport_size({"width": 1000, "height": 900})
+    hidden = "nav, #film > :is(p, label, textarea) { display: none }"
+    # The texts differ in length; the pictures must not.
+    tab.add_style_tag(content=hidden + "#film-sample { height: 19em; overflow: hidden }")
+    tab.set_viewport_size({"width": 1000, "height": 1300})
     tab.locator("#film").scroll_into_view_if_needed()
     last, pictures = int(tab.locator("#film-frame").get_attribute("max")), []
     tab.locator("#film-loss circle").nth(last).wait_for(timeout=60_000)  # all frames are measured
@@ -21,8 +23,7 @@ def film(tab: Page) -> list[Image.Image]:
         tab.fill("#film-frame", str(frame))
         tab.wait_for_selector("#film[aria-busy=false]", timeout=60_000)
         pictures.append(Image.open(io.BytesIO(tab.locator("#film").screenshot())).convert("RGB"))
-    height = max(picture.height for picture in pictures)  # the texts differ in length
-    return [picture.crop((0, 0, picture.width, height)) for picture in pictures]
+    return pictures
 
 
 with sync_playwright() as playwright:
