@@ -88,12 +88,14 @@ def test_the_pages_show_the_run_in_a_browser(project, open_page):
     assert sample in text
     assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 300)")
     tab.click("text=The explorer")
+    tab.wait_for_url("**/explorer.html")  # and until the page has loaded
     written = json.loads(project.read("reports/samples.json"))["samples"][0]
     asked = "{prompt: 'The ', maxNewTokens: 10, temperature: 0.8, topK: 50, topP: 1, minP: 0, seed: 1337}"
     assert tab.evaluate(f"minilm.generate({asked})") == written
     assert tab.evaluate("data.models[0].film.map(frame => frame.step)") == [1, 2]  # of 4 steps
     tab.go_back()
     tab.click("text=Surprisal, character by character")
+    tab.wait_for_url("**/surprisal.html")
     assert "Mean surprisal" in tab.inner_text("body")
     assert tab.problems == []
 
