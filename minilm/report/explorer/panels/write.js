@@ -1,8 +1,8 @@
 // write.js: the panels Write and The next character. Top-level names: writePanel.
 
 function writePanel(page) {
-  const [prompt, note, start, on, stop] =
-    ["prompt", "write-note", "write-start", "write-on", "write-stop"].map(page.find);
+  const [prompt, note, start, on, stop, another] =
+    ["prompt", "write-note", "write-start", "write-on", "write-stop", "write-seed"].map(page.find);
   const [length, seed, temperature, topK, topP, minP] =
     ["length", "seed", "temperature", "top-k", "top-p", "min-p"].map(page.find);
   const text = new CharacterText(page.find("written"), "The text; the arrow keys choose a character", goTo);
@@ -36,6 +36,7 @@ function writePanel(page) {
     start.disabled = !prompt.value || writing !== null;
     on.disabled = !place || writing !== null;
     stop.disabled = writing === null;
+    another.disabled = !prompt.value;
   }
 
   // Write after `before`, a text. A generation that still runs has been left behind: its text is not shown.
@@ -150,7 +151,7 @@ function writePanel(page) {
   start.onclick = writePrompt;
   on.onclick = () => write(characters.slice(0, place).join(""));
   stop.onclick = () => goTo(characters.length);
-  page.find("write-seed").onclick = () => {
+  another.onclick = () => {
     seed.value = Math.floor(Math.random() * 10000);
     writePrompt();
   };
