@@ -25,7 +25,7 @@ function attentionPart(page, { choose }) {
     if (!heads.length) return;
     [...choices.querySelectorAll("button")].forEach((button, index) => {
       const { previous, induction } = all[index];
-      const scores = `before ${percent(previous)}, copies ${percent(induction)}`;
+      const scores = `before\u00a0${percent(previous)}, copies\u00a0${percent(induction)}`;
       button.append(element("small", { textContent: scores }));
       button.ariaLabel += `: ${scores}`;
     });
@@ -93,7 +93,7 @@ function attentionPart(page, { choose }) {
     context.strokeRect(margin + 0.5, margin + 0.5, cell * time - 1, cell * time - 1);
     if (margin < 16) return;
     context.globalAlpha = 1;
-    context.font = `${Math.min(12, cell + 3)}px ui-monospace, "DejaVu Sans Mono", monospace`;
+    context.font = `${Math.min(12, cell + 1)}px ui-monospace, "DejaVu Sans Mono", monospace`;
     context.textAlign = "center";
     context.textBaseline = "middle";
     for (let i = 0; i < time; i++) {
@@ -141,6 +141,7 @@ function headThumbnails(container, config, onChoose = null) {
           onclick: () => onChoose?.(layer, head),
         }, element("canvas"), element("span", { textContent: `Head ${head + 1}` }))),
     ));
+  container.style.setProperty("--heads", config.num_heads);
   container.replaceChildren(...layers);
 }
 

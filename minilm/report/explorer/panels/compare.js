@@ -55,7 +55,7 @@ function comparePanel(page) {
     const rows = most.map(index =>
       element("tr", {},
         element("th", { scope: "row" }, code(visible(characters[index]))),
-        element("td", {}, code(characters.slice(Math.max(0, index - 14), index).map(visible).join(""))),
+        element("td", {}, code(characters.slice(Math.max(0, index - 12), index).map(visible).join(""))),
         ...nats.map(of =>
           element("td", { className: "number", textContent: percent(Math.exp(-of[index])) }))));
     page.find("compare-table").replaceChildren(

@@ -183,6 +183,7 @@ class Bars {
       value.classList.toggle("cut", row.cut !== undefined);
       line.classList.toggle("marked", row.character === marked);
       const [before, after] = track.children;
+      before.hidden = row.before === undefined;
       before.style.width = `${(100 * (row.before ?? 0)) / largest}%`;
       after.style.width = `${(100 * Math.max(0, row.after)) / largest}%`;
       const first = row.before === undefined ? "" : `${percent(row.before)}, then `;
