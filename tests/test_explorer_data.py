@@ -159,6 +159,8 @@ def test_the_smallest_model_of_all_has_a_whole_page(open_page, tmp_path):
     note = tab.locator("#film-note").text_content()
     assert note.startswith("The model has never seen \u23ce \u0436: ")
     assert "without the first 2" in note
+    tab.wait_for_selector("#film-sample b")
+    assert tab.locator("#film-sample b").text_content() == "\u0436"  # of a prompt, what it reads
     assert tab.problems == []
 
 

@@ -39,8 +39,8 @@ function filmPanel(page) {
   // The text comes last and bit by bit, since it takes the longest.
   const show = newest(async move => {
     const { client } = page, { block_size, vocab_size } = config;
-    const frame = options(Number(slider.value)), before = latest(prompt.value).join("");
-    const ids = client.encode(before).slice(-block_size);
+    const frame = options(Number(slider.value)), before = latest(prompt.value).slice(-block_size).join("");
+    const ids = client.encode(before);
     const next = await client.logits(ids, frame);
     const chances = before ? probabilitiesOf(next, ids.length - 1, vocab_size) : [];
     const best = descending(chances).slice(0, 8);
