@@ -2,7 +2,7 @@
 
 const FILM_LENGTH = 160; // characters of a sample
 const FILM_PAUSE = 900; // milliseconds that a frame is shown at least, when the film plays
-const FILM_TEXT = 40; // characters of the passage whose attention is shown
+const FILM_TEXT = 32; // characters of the passage whose attention is shown
 
 function filmPanel(page) {
   const [play, slider, prompt, sample, note] =
