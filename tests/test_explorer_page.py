@@ -144,6 +144,9 @@ def test_inside_shows_the_loss_and_what_a_part_is_worth(show, data, explorer):
     tab.click("#parts-on")
     tab.wait_for_function("document.getElementById('parts-loss').textContent.includes('all parts on')")
     assert shown() == pytest.approx(loss(), abs=6e-4)
+    # A line leads to each of the characters that are named.
+    named = tab.locator("#attention-place").text_content().count(" before (")
+    assert tab.locator("#attention-lines path").count() == named >= 3
     # The chosen place is the same in all parts; the head that looks most at the character before comes first.
     tab.locator("#surprise-text span").nth(4).click()
     assert tab.locator("#attention-text [aria-selected]").text_content() == "q"

@@ -58,8 +58,8 @@ function attentionPart(page, { choose }) {
     const spans = [...strip.children];
     // No weight is on what comes later.
     spans.forEach((span, index) => span.style.setProperty("--share", `${100 * shade(row[index])}%`));
-    drawLines(spans, row, position);
     const most = descending(row.subarray(0, position + 1)).slice(0, 4);
+    drawLines(spans, row, position, most);
     const named = most.map(index => {
       const where = index < position ? `${position - index} before` : "itself";
       return `${visible(characters[start + index])} ${where} (${percent(row[index])})`;
@@ -103,13 +103,12 @@ function attentionPart(page, { choose }) {
     }
   }
 
-  // Curves from the chosen character to those that it looks at, the stronger the thicker.
-  function drawLines(spans, row, position) {
+  // Curves from the chosen character to those that it looks at most, the stronger the thicker.
+  function drawLines(spans, row, position, most) {
     const middle = span => [span.offsetLeft + Math.min(span.offsetWidth, 10) / 2, span.offsetTop + 3];
     const [x, y] = middle(spans[position]);
-    const curves = spans.slice(0, position).map((span, index) => {
-      if (row[index] < 0.02) return "";
-      const [toX, toY] = middle(span);
+    const curves = most.filter(index => index !== position).map(index => {
+      const [toX, toY] = middle(spans[index]);
       const height = Math.min(y, toY) - 12 - Math.min(26, Math.abs(x - toX) / 8);
       return drawing("path", {
         d: `M${x} ${y}Q${(x + toX) / 2} ${height} ${toX} ${toY}`,
@@ -117,7 +116,7 @@ function attentionPart(page, { choose }) {
         "stroke-opacity": Math.min(1, 0.4 + row[index]),
       });
     });
-    lines.replaceChildren(...curves.filter(Boolean));
+    lines.replaceChildren(...curves);
   }
 
   map.onclick = event => {
