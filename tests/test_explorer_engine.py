@@ -18,7 +18,7 @@ from minilm.generation.config import Sampling
 from minilm.generation.sampling import limit
 from minilm.model.config import ACTIVATIONS, NORMALIZATIONS, POSITIONS
 from minilm.model.local_context import NGramEmbedding
-from minilm.report.explorer.page import ENGINE, SOURCES, model_data, quantized
+from minilm.report.explorer.page import ENGINE, SOURCES, film_data, model_data
 
 BLOCK = 12
 TOKENIZER = CharTokenizer.from_text("the quick brown fox jumps over the lazy dog.\n\N{GRINNING FACE}")
@@ -82,7 +82,7 @@ def models():
 def make_page(tmp_path_factory):
     """Writes a page with the engine, models, and nothing to be seen.
 
-    `film` is what the weights are multiplied by in each of its frames.
+    `film` is where the weights are cut off in each of its frames.
     """
 
     def make_page(models, film=(), head=""):
@@ -90,10 +90,10 @@ def make_page(tmp_path_factory):
         for i, model in enumerate(models):
             checkpoint.save(base / f"{i}", model, TOKENIZER, {"steps": 8}, Source("", "", None, {}, ""), {})
             tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-            frames = [
-                quantized({name: tensors[name] * np.float32(scale) for name in tensors}) for scale in film
-            ]
-            data.append(model_data(base / f"{i}") | {"film": frames})
+            frames = {
+                i: {name: tensors[name].clip(-end, end) for name in tensors} for i, end in enumerate(film)
+            }
+            data.append(model_data(base / f"{i}") | {"film": film_data(frames)})
         sources = {name: (SOURCES / name).read_text("utf-8") for name in (*ENGINE, "client.js")}
         page = PAGE.format(
             head=head,
@@ -225,13 +225,13 @@ def test_surprisal_is_that_of_the_evaluation(tab, models, length):
 
 
 def test_frames_of_the_film_are_models_of_their_own(open_page, make_page, models):
-    film, ids, name = (0.5, 0.6, 0.7, 0.8, 0.9), random_ids(BLOCK), "alibi, swiglu, layernorm"
+    film, ids, name = (0.1, 0.2, 0.3, 0.4, 0.5), random_ids(BLOCK), "alibi, swiglu, layernorm"
     tab = open_page(make_page([models[name]], film))
     # More frames than are kept, and the first one again.
     for frame in (*range(len(film)), 0):
         model = copy.deepcopy(models[name])
         for parameter in model.parameters():
-            rows = parameter.data.reshape(-1, parameter.shape[-1]) * film[frame]
+            rows = parameter.data.reshape(-1, parameter.shape[-1]).clamp(-film[frame], film[frame])
             scale = rows.abs().amax(1, keepdim=True) / 31
             parameter.data = ((rows / scale).round() * scale).reshape(parameter.shape)
         close(ask(tab, "logits", ids, frame=frame), model(torch.tensor([ids])))

@@ -8,7 +8,7 @@ from helpers.models import randomized
 from minilm import CharTokenizer, ModelConfig, checkpoint
 from minilm.data.provenance import Source
 from minilm.generation.config import Sampling
-from minilm.report.explorer.page import explorer_page, model_data, quantized
+from minilm.report.explorer.page import explorer_page, film_data, model_data
 
 TEXT = "the quick brown fox jumps over the lazy dog; the quick dog jumps\nover the fox. " * 3
 EVIL = "<img src=x onerror='window.ran=1'></script><script>window.ran=1</script>"
@@ -26,7 +26,7 @@ def explored(folder):
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     frames = {step: {n: w * np.float32(step / STEPS) for n, w in weights.items()} for step in (1, 2, 4)}
     data = model_data(folder) | {
-        "film": [{"step": step, **quantized(frame)} for step, frame in frames.items()],
+        "film": film_data(frames),
         "steps": STEPS,
         "loss": {"step": [4, 8], "train_loss": [3.0, 2.0], "val_loss": [3.1, 2.2]},
         "heads": [[{"previous": 0.1, "induction": 0.2}, {"previous": 0.75, "induction": 0.01}]] * 2,

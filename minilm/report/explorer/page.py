@@ -104,20 +104,15 @@ def run_data(
 ) -> dict[str, Any]:
     """What the page holds of the training, evaluation and samples of a model.
 
-    The film ends with the model itself; `keep: best` may have taken it from before the last step. Where the
-    frames are longer than LONGEST_FILM together, the earliest are left out.
+    The film ends with the model itself; `keep: best` may have taken it from before the last step.
     """
     frames: dict[int, dict[str, Floats]] = {}
     for key, weights in film.items():
         step, name = key.split("/")
-        frames.setdefault(int(step), {})[name] = weights
-    shown: list[dict[str, Any]] = [
-        {"step": step, **quantized(frames[step])} for step in sorted(frames) if step < training["step"]
-    ]
-    while sum(len(frame["weights"]) for frame in shown) > LONGEST_FILM:
-        del shown[0]
+        if int(step) < training["step"]:
+            frames.setdefault(int(step), {})[name] = weights
     return {
-        "film": shown,
+        "film": film_data(frames),
         "steps": training["step"],
         "loss": {key: curves[key] for key in ("step", "train_loss", "val_loss")},
         "heads": evaluation["heads"],
@@ -127,7 +122,27 @@ def run_data(
     }
 
 
-def quantized(weights: Mapping[str, Floats]) -> dict[str, str]:
+def film_data(frames: Mapping[int, Mapping[str, Floats]]) -> list[dict[str, Any]]:
+    """Frames by their steps -> what the page holds of each, in the order of the steps.
+
+    Of the last one there are its levels, of each other their difference from those of the next frame:
+    most are small and compress well. Where this is longer than LONGEST_FILM, the earliest are left out.
+    """
+    shown: list[dict[str, Any]] = []
+    levels_after: npt.NDArray[np.int8] = np.zeros(1, np.int8)
+    room = LONGEST_FILM
+    for step in sorted(frames, reverse=True):
+        levels, scales = quantized(frames[step])
+        weights = _compressed(levels - levels_after)
+        room -= len(weights)
+        if room < 0:
+            break
+        shown.insert(0, {"step": step, "weights": weights, "scales": b64encode(scales.tobytes()).decode()})
+        levels_after = levels
+    return shown
+
+
+def quantized(weights: Mapping[str, Floats]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Whole numbers of at most HIGHEST_LEVEL, and a scale for each row of a matrix and for each vector.
 
     Both are in the order of the tensors' names; a weight is about its number times its row's scale.
@@ -138,12 +153,11 @@ def quantized(weights: Mapping[str, Floats]) -> dict[str, str]:
         scale = np.maximum(np.abs(rows).max(1), np.finfo("<f4").tiny) / HIGHEST_LEVEL
         levels.append(np.rint(rows / scale[:, None]).astype(np.int8).ravel())
         scales.append(scale)
-    scale_bytes = np.concatenate(scales).astype("<f4").tobytes()
-    return {"weights": _compressed(np.concatenate(levels)), "scales": b64encode(scale_bytes).decode()}
+    return np.concatenate(levels), np.concatenate(scales).astype("<f4")
 
 
 def _compressed(numbers: npt.NDArray[Any]) -> str:
-    return b64encode(zlib.compress(numbers.tobytes(), 9)).decode()
+    return b64encode(zlib.compress(numbers.tobytes())).decode()
 
 
 def _sources(*names: str) -> str:

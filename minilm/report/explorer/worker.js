@@ -80,7 +80,7 @@ class Service {
   model({ model = 0, frame }) {
     const data = this.models[model], key = `${model} ${frame}`;
     if (frame === undefined) return (this.trained[model] ??= decode(data));
-    const found = this.frames.get(key) ?? decodeFrame(data, data.film[frame]);
+    const found = this.frames.get(key) ?? decodeFrame(data, frame);
     this.frames.delete(key); // and comes last again
     this.frames.set(key, found);
     const weights = Object.values(data.tensors).reduce((sum, { shape }) => sum + size(shape), 0);
@@ -109,10 +109,13 @@ async function decode(data) {
   return assemble(data, new Float32Array(await inflate(data.weights)));
 }
 
-// The same of a frame, int8: each row of a matrix, and each vector, has a scale of its own.
-async function decodeFrame(data, { weights, scales }) {
-  const numbers = new Float32Array(new Int8Array(await inflate(weights)));
-  const scaleOf = new Float32Array(bytesOf(scales).buffer);
+// The same of a frame, int8: its differences from the next one, and so on to the last; each is inflated once.
+// Each row of a matrix, and each vector, has a scale of its own.
+async function decodeFrame(data, frame) {
+  const parts = await Promise.all(data.film.slice(frame).map(part => (part.levels ??= inflate(part.weights))));
+  const numbers = new Float32Array(parts[0].byteLength);
+  for (const part of parts) new Int8Array(part).forEach((level, i) => { numbers[i] += level; });
+  const scaleOf = new Float32Array(bytesOf(data.film[frame].scales).buffer);
   let scale = 0;
   for (const { shape, offset } of Object.values(data.tensors)) {
     const columns = shape.at(-1), end = offset + size(shape);
