@@ -176,6 +176,10 @@ def test_says_what_it_does_not_know_or_cuts(show, data):
     assert write(tab).startswith("the the ")
     assert "Only the last 5000" in tab.locator("#write-note").text_content()
     assert tab.locator("#written span").count() == 5040
+    tab.fill("#length", "-3")
+    tab.fill("#seed", "1e99")
+    write(tab)
+    assert [tab.input_value(field) for field in ("#length", "#seed")] == ["1", "4294967295"]
     assert tab.problems == []
 
 

@@ -21,7 +21,7 @@ function writePanel(page) {
       topK: Number(topK.value) === all ? 0 : Number(topK.value),
       topP: Number(topP.value),
       minP: Number(minP.value),
-      seed: Math.max(0, Math.floor(Number(seed.value))),
+      seed: Math.max(0, Math.min(2 ** 32 - 1, Math.floor(Number(seed.value)))),
     };
   }
 
@@ -45,6 +45,8 @@ function writePanel(page) {
     characters = Array.from(before);
     place = characters.length;
     const maxNewTokens = Math.max(1, Math.min(5000, Math.round(Number(length.value)) || 1));
+    length.value = maxNewTokens;
+    seed.value = settings().seed;
     const mine = page.client.generate(
       { ...settings(), prompt: before, maxNewTokens },
       added => {
