@@ -31,11 +31,11 @@ function attentionPart(page, { choose }) {
     });
     const [previous, induction] = [strongest("previous"), strongest("induction")];
     head = [previous.l, previous.h];
-    const name = ({ l, h }) => `Layer ${l + 1}, head ${h + 1}`;
+    const name = ({ l, h }) => `head ${h + 1} of layer ${l + 1}`;
     page.find("heads-best").textContent =
-      `${name(previous)} looks most at the character before, with ${percent(previous.previous)} of its ` +
-      `attention. ${name(induction)} copies most: in a repeated text, ${percent(induction.induction)} of ` +
-      "its attention is on what came next the first time.";
+      `In a passage of the test split, ${name(previous)} looks most at the character before, with ` +
+      `${percent(previous.previous)} of its attention; ${name(induction)} copies most: in random characters ` +
+      `that are repeated, ${percent(induction.induction)} of its attention is on what came next the first time.`;
   }
 
   function show(view) {
