@@ -166,6 +166,9 @@ def test_says_what_it_does_not_know_or_cuts(show, data):
     assert "without the first 19" in note
     assert tab.locator("#surprise-text .unknown").text_content() == "ж"
     assert tab.locator("#attention-text span").count() == 32
+    for place, begins_later in ((18, True), (19, False)):
+        tab.locator("#surprise-text span").nth(place).click()
+        assert ("begin after it" in tab.locator("#surprise-place").text_content()) == begins_later
     tab.fill("#prompt", "")
     assert tab.locator("#write :is(#write-start, #write-on, #write-seed):disabled").count() == 3
     assert "at least one character" in tab.locator("#write-note").text_content()

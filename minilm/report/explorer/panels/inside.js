@@ -59,7 +59,8 @@ function insidePanel(page, written) {
     const code = textContent => element("code", { className: "context", textContent });
     page.find("surprise-place").replaceChildren(...(chosen
       ? [code(visible(characters[chosen])), " after ", code(context),
-        `: ${bits.toFixed(2)} bits, a probability of ${percent(Math.exp(-nats[chosen]))}`]
+        `: ${bits.toFixed(2)} bits, a probability of ${percent(Math.exp(-nats[chosen]))}`,
+        chosen < view.start ? "; the parts below begin after it" : ""]
       : ["Nothing comes before the first character, so it has no surprise."]));
     // The place among the characters that the model reads at once.
     const position = Math.max(0, chosen - view.start);
