@@ -98,6 +98,20 @@ def test_theorys_losses_are_those_of_its_trials_and_its_model_has_the_size_that_
     assert f"The model has {model.num_parameters:,} parameters, {recipe.num_layers} blocks" in theory
 
 
+def test_each_section_of_theory_has_all_its_parts_and_cites_the_literature():
+    *sections, literature = re.split(r"(?m)^## ", (ROOT / "docs/theory.md").read_text())
+    assert len(sections) == 1 + 12
+    for section in sections[1:]:
+        parts = ("$", "](img/", "Code: [`", "**Experiment.**", "<details><summary>Question:")
+        assert [part for part in parts if part not in section] == [], section[:20]
+    text = " ".join(" ".join(sections).split())
+    cited = set(re.findall(r"([\w-]+)( and [\w-]+| et al\.)?, ((?:19|20)\d\d)\b", text))
+    works = [" ".join(work.split()) for work in literature.split("\n- ")[1:]]
+    assert len(works) == len(cited)
+    for name, _, year in cited:
+        assert [work for work in works if re.match(rf"[^,]*?\b{name}\b", work) and year in work], name
+
+
 def test_theory_runs_as_it_stands_there(project, tmp_path, monkeypatch, capsys):
     theory = ROOT / "docs/theory.md"
     monkeypatch.chdir(project.folder)
