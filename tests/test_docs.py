@@ -4,6 +4,7 @@ import csv
 import importlib
 import re
 import shlex
+import tomllib
 from collections import defaultdict
 from functools import reduce
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from statistics import fmean
 import pytest
 import torch
 from dvc.cli import parse_args
+from mlflow.cli import cli
 
 import main
 from conftest import ROOT, stages_run
@@ -20,6 +22,7 @@ from minilm.model import gpt
 from minilm.params import FIELDS, load_params, load_recipe
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -43,7 +46,7 @@ def code_blocks(document: Path) -> list[str]:
 def commands(document: Path) -> list[list[str]]:
     """The words of each command of ours in the document's blocks, without comments."""
     lines = re.split(r"\n| && ", "".join(code_blocks(document)).replace("\\\n", " "))
-    called = [line for line in lines if re.match(r"(dvc|make|python) [\w.-]", line)]
+    called = [line for line in lines if re.match(r"(dvc|make|mlflow|pip|python) [\w.-]", line)]
     return [shlex.split(line, comments=True) for line in called]
 
 
@@ -75,6 +78,10 @@ def test_commands_are_ones_that_there_are(document):
                 changes = getattr(parse_args(words), "set_param", None) or []
                 pairs = [change.removeprefix("params.yaml:").split("=", 1) for change in changes]
                 assert {key for key, _ in pairs} <= FIELDS.keys(), command
+            case ["mlflow", name, *words]:
+                cli.get_command(None, name).make_context(name, words)  # parses, and runs nothing
+            case ["pip", "install", *_, last]:
+                assert set(re.findall(r"\.\[(\w+)\]", last)) <= EXTRAS.keys(), command
 
 
 def test_the_experiments_of_theory_are_ones_that_the_schema_allows():

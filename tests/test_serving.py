@@ -3,9 +3,12 @@
 import inspect
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 import urllib.error
 import urllib.request
@@ -31,6 +34,7 @@ from minilm.generation.kv_cache import useful_threads
 from minilm.tracking.store import open_store
 
 ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/serving.md").read_text()
 PROMPT = "the quick "
 SETTINGS = [
     {"max_new_tokens": 40, "seed": 3},
@@ -102,6 +106,9 @@ class Logged:
         self.ended, self.active = self.client.get_run(ended), self.client.get_run(active)
         (self.model,) = self.models_of(ended)
         self.files = files_of(self.model)
+        self.client.create_registered_model("minilm")
+        version = self.client.create_model_version("minilm", str(self.files))
+        self.client.set_registered_model_alias("minilm", "champion", version.version)
 
     def new_run(self) -> str:
         return self.client.create_run(self.experiment).info.run_id
@@ -133,10 +140,15 @@ def generator(logged):
     torch.set_num_threads(before)
 
 
+def on_the_page(beginning: str) -> list[str]:
+    """The words of the page's command that begins so."""
+    return shlex.split(re.search(rf"(?m)^ {{4}}({beginning}.*)", PAGE.replace("\\\n", ""))[1])
+
+
 @pytest.fixture(scope="module")
 def address(logged):
-    options = ("--env-manager", "local", "--workers", "1", "--model-uri", str(logged.files))
-    with server(logged.root, "/ping", "models", "serve", *options) as address:
+    uri, _, *words, _, _ = on_the_page("MLFLOW_TRACKING_URI=")  # the last two are the port
+    with server(logged.root, "/ping", *words, **dict([uri.split("=")])) as address:
         yield address
 
 
@@ -205,6 +217,17 @@ def test_texts_are_those_of_generate(address, generator, tiny_model, settings):
     expected = [minilm.generate(*tiny_model, prompt, **settings) for prompt in prompts]
     assert post(address, {"inputs": prompts, "params": settings}) == (200, {"predictions": expected})
     assert "".join(generator.predict_stream(PROMPT, settings)) == expected[0]
+
+
+def test_the_page_is_right_on_python_and_on_curl(address, logged, tiny_model, monkeypatch, generator):
+    *_, body = on_the_page("curl ")
+    asked = json.loads(body)
+    expected = minilm.generate(*tiny_model, *asked["inputs"], **asked["params"])
+    assert post(address, body) == (200, {"predictions": [expected]})
+    monkeypatch.chdir(logged.root)
+    block = re.search(r"(?m)^ {4}import mlflow\n(?: {4}.*\n)+", PAGE)[0]
+    exec(textwrap.dedent(block), names := {})
+    assert minilm.generate(*tiny_model, "the ", seed=1).endswith(names["piece"])
 
 
 def test_streams_in_turns_do_not_disturb_each_other(generator, tiny_model):

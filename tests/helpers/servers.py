@@ -20,13 +20,13 @@ ENV = {
 
 
 class Server:
-    """`mlflow ARGUMENTS` in `folder`, which may be stopped and started again at the same address.
+    """`mlflow ARGUMENTS` in `folder` with `env`, which may be stopped and started again at the same address.
 
     `path` answers 200 as soon as it is ready.
     """
 
-    def __init__(self, folder: Path, path: str, *arguments: str):
-        self.folder, self.path, self.arguments = folder, path, arguments
+    def __init__(self, folder: Path, path: str, *arguments: str, **env: str):
+        self.folder, self.path, self.arguments, self.env = folder, path, arguments, ENV | env
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -48,7 +48,7 @@ class Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", *self.arguments, *where],
                 cwd=self.folder,
-                env=env | ENV,
+                env=env | self.env,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -72,9 +72,9 @@ class Server:
 
 
 @contextmanager
-def server(folder: Path, path: str, *arguments: str):
+def server(folder: Path, path: str, *arguments: str, **env: str):
     """A server while the block runs, as its address."""
-    started = Server(folder, path, *arguments)
+    started = Server(folder, path, *arguments, **env)
     try:
         started.start()
         yield started.address
