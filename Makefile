@@ -51,7 +51,7 @@ sync: .venv/installed
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.bench $(if $(NANOGPT),--nanogpt "$(NANOGPT)") $(if $(SHAKESPEARE),--shakespeare "$(SHAKESPEARE)")
 
-# Run the lessons' experiments and write their tables; make lessons STEPS=2 only tries everything out.
+# Run the lessons' experiments, write their tables and plots; make lessons STEPS=2 only tries everything out.
 lessons: .venv/installed
 	OMP_NUM_THREADS=1 .venv/bin/python -m docs.lessons.run $(if $(STEPS),--steps $(STEPS))
 

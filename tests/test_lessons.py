@@ -1,12 +1,13 @@
 """The lessons show what experiments.yaml says, their numbers are the pipeline's, and exercises are judged."""
 
 import subprocess
+import xml.etree.ElementTree as ET
 
 import pytest
 
 from conftest import ROOT, TINY
 from docs.lessons import check
-from docs.lessons.run import START, document, row_params, run_pipeline, written
+from docs.lessons.run import START, document, plot, row_params, run_pipeline, written
 from minilm.params import load_params
 
 LESSONS = check.lessons()
@@ -14,9 +15,10 @@ LESSONS = check.lessons()
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty project folder, where the sample text has its usual path."""
+    """A project's folder without data, models and reports."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "minilm").symlink_to(ROOT / "minilm")
+    for name in ("minilm", "stages", "dvc.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
 
@@ -29,15 +31,31 @@ def checked(number, monkeypatch, capsys) -> tuple[str, object]:
     return capsys.readouterr().out, ended.value.code
 
 
+def table(number) -> tuple[list[str], dict[str, list[str]]]:
+    """The names of the table's columns, and the cells of each row."""
+    lines = [line[2:-2] for line in document(number).read_text().splitlines() if line[:2] == "| "]
+    (_, *columns), _, *rows = (line.split(" | ") for line in lines)
+    return [name.strip("`") for name in columns], {row: cells for row, *cells in rows}
+
+
 @pytest.mark.parametrize("number", LESSONS)
 def test_a_lesson_shows_the_commands_rows_and_conditions_of_experiments_yaml(number):
-    text = document(number).read_text()
+    text, (columns, rows) = document(number).read_text(), table(number)
     assert written(number) == text, "run: make lessons"
-    table = [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if line[:2] == "| "]
-    header, _, *rows = table
-    assert [cell.strip("`| ") for cell in header[1:]] == LESSONS[number]["columns"]
-    assert [row[0].removeprefix("| ") for row in rows] == list(LESSONS[number]["rows"])
+    assert columns == LESSONS[number]["columns"]
+    assert list(rows) == list(LESSONS[number]["rows"])
     assert f"python -m docs.lessons.check {number}\n" in text
+    assert f"](img/{plot(number).name})\n" in text
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_the_plot_has_the_rows_of_the_table_and_the_bars_its_values(number):
+    columns, rows = table(number)
+    drawn = {element.text for element in ET.parse(plot(number)).iter()}
+    assert drawn >= {row.replace("`", "") for row in rows}
+    for fact in LESSONS[number].get("bars", []):
+        assert drawn >= {fact, *(cells[columns.index(fact)] for cells in rows.values())}
+    assert plot(number).stat().st_size < 40_000
 
 
 def test_the_index_names_every_lesson():

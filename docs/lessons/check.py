@@ -39,6 +39,7 @@ def facts(folder: Path) -> dict[str, Any]:
         info.params
         | {"dataset": info.data.dataset, "vocab_size": info.config.vocab_size}
         | {"characters": info.data.characters["train"]}
+        | {"validation_characters": info.data.characters["validation"]}
         | training
         | metrics
         | {name: max(scores[name] for scores in heads) for name in ("previous", "induction")}

@@ -1,8 +1,8 @@
-"""Run the lessons' experiments and write their tables: python -m docs.lessons.run [LESSON ...].
+"""Run the lessons' experiments, write their tables and plots: python -m docs.lessons.run [LESSON ...].
 
 The experiments are in experiments.yaml, and the commands that a lesson shows are made from it too. A table
-holds what these commands give: each row goes through the pipeline's own code, without DVC and MLflow, in a
-temporary folder.
+and its plot hold what these commands give: each row goes through the pipeline's own stages, without DVC and
+MLflow, in a temporary folder.
 """
 
 import argparse
@@ -12,29 +12,27 @@ import subprocess
 import sys
 import tempfile
 from contextlib import chdir
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from matplotlib import style
+from matplotlib.figure import Figure
 
 from docs.lessons.check import LESSONS, facts, judged, lessons
-from minilm import CharTokenizer, MiniGPT, ModelConfig, checkpoint, train
-from minilm.data.batches import open_tokens
-from minilm.data.provenance import Source
-from minilm.device import choose_device, choose_precision, describe_environment
-from minilm.params import (
-    Params,
-    TrainParams,
-    experiment_command,
-    load_params,
-    load_recipe,
-    text_of,
-)
-from minilm.training.reports import write_reports
-from stages import download, encode, evaluate, sample
+from minilm.files import read_table
+from minilm.params import Params, experiment_command, load_params, load_recipe, text_of
+from minilm.report import plots
+from minilm.tracking.run import NullRun
+from stages import download, encode, evaluate, sample, train
 
 ROOT = LESSONS.parents[1]
 START = {"dataset": "minilm/data/sample_text"} | load_recipe(ROOT / "recipes/lesson.yaml")
 SHOWN = 100  # characters of a sample in a table
+COLORS = (plots.BLUE, plots.ORANGE, plots.GREEN, "#cc79a7", "#e69f00", "#56b4e9", "black", plots.GRAY)
 
 
 def main() -> None:
@@ -42,32 +40,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("numbers", nargs="*", type=int, metavar="LESSON")
     parser.add_argument(
-        "--steps", help="of each training, to try out everything; leaves the tables as they are"
+        "--steps", help="of each training, to try out everything; leaves tables and plots as they are"
     )
     arguments = parser.parse_args()
     for number in arguments.numbers or lessons():
         results = run(number, arguments.steps)
         print(table := markdown_table(lessons()[number]["columns"], results))
         path = document(number)
+        draw(number, results, BytesIO() if arguments.steps else plot(number))
         if not arguments.steps:
             path.write_text(with_block(written(number), "table", table), encoding="utf-8")
 
 
 def run(number: int, steps: str | None = None) -> dict[str, dict[str, Any]]:
-    """Run a lesson's rows and the solution of its exercise; returns the facts of each row."""
+    """Run a lesson's rows and the solution of its exercise; returns the facts and the curves of each row."""
     lesson, results, last = lessons()[number], {}, None
     exercise = lesson["exercise"]
+    rows = lesson["rows"] | {"solution": exercise["solution"]}
+    prepare = {next(iter(rows)): lesson.get("prepare", []), "solution": exercise.get("prepare", [])}
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        Path("minilm").symlink_to(ROOT / "minilm")  # the sample text is where it is in the project
-        for command in lesson.get("prepare", []) + exercise.get("prepare", []):
-            subprocess.run(command, shell=True, check=True)
-        for name, overrides in (lesson["rows"] | {"solution": exercise["solution"]}).items():
+        for name in ("minilm", "stages", "dvc.yaml"):  # the sample text, and what identifies a training
+            Path(name).symlink_to(ROOT / name)
+        for name, overrides in rows.items():
+            for command in prepare.get(name, []):
+                subprocess.run(command, shell=True, check=True)
             params = row_params(overrides | ({"steps": steps, "warmup_steps": "0"} if steps else {}))
             run_pipeline(params, last)
-            results[name], last = facts(Path()), params
+            results[name], last = facts(Path()) | {"curves": read_table(Path("reports/loss.csv"))}, params
     said = judged(exercise["wanted"], results.pop("solution"))
+    print("the solution:", *said, sep="\n- ")
     if not (steps or all(said.values())):
-        sys.exit(f"lesson {number}: the solution of its exercise is none: {said}")
+        sys.exit(f"lesson {number}: that is no solution")
     return results
 
 
@@ -83,29 +86,47 @@ def run_pipeline(params: Params, last: Params | None) -> None:
     if last is None or params[:4] != last[:4]:
         download.main()
         encode.main()
-        train_model(params.train)
+        with patch.object(train, "LiveRun", lambda *_: NullRun()):
+            train.main()
         evaluate.main()
     sample.main()
-
-
-def train_model(params: TrainParams) -> None:
-    """The train stage without MLflow, checkpoints, film and several processes."""
-    tokenizer = CharTokenizer.load(encode.ENCODED / "tokenizer.json")
-    train_tokens, val_tokens = (
-        open_tokens(encode.ENCODED / f"{split}.npy") for split in ("train", "validation")
-    )
-    model = MiniGPT(ModelConfig.from_params(tokenizer.vocab_size, params), seed=params.seed)
-    device = choose_device("cpu")
-    reports = train(model, train_tokens, val_tokens, params)
-    environment = describe_environment(device, choose_precision(params.precision, device), processes=1)
-    source = Source.load(download.RAW / "source.json")
-    checkpoint.save(evaluate.MODEL, model, tokenizer, params.model_dump(), source, environment)
-    write_reports(evaluate.REPORTS, reports, params.keep, model.num_parameters)
 
 
 def document(number: int) -> Path:
     """The lesson's file."""
     return next(LESSONS.glob(f"{number:02}-*.md"))
+
+
+def plot(number: int) -> Path:
+    """The lesson's plot."""
+    return LESSONS / "img" / document(number).with_suffix(".svg").name
+
+
+def draw(number: int, results: dict[str, dict[str, Any]], path: Path | BytesIO) -> None:
+    """Draw bars of the facts that the lesson names as `bars`, else each row's `curves` over the steps."""
+    lesson, names = lessons()[number], [row.replace("`", "") for row in results]
+    text = {"font.family": "sans-serif", "font.size": 11, "svg.fonttype": "none", "svg.hashsalt": ""}
+    with style.context(["default", plots.STYLE, text]):
+        figure = Figure((8, 3.4), layout="constrained")
+        axes = figure.subplots()
+        if bars := lesson.get("bars"):
+            height, places = 0.85 / len(bars), np.arange(len(results))
+            for index, fact in enumerate(bars):
+                lengths = [found[fact] for found in results.values()]
+                drawn = axes.barh(places + index * height, lengths, height, color=COLORS[index], label=fact)
+                axes.bar_label(drawn, fmt="%.3f", padding=3)
+            axes.set_yticks(places + (0.85 - height) / 2, names)
+            axes.invert_yaxis()
+            axes.grid(axis="y", visible=False)
+        else:
+            for name, found, color in zip(names, results.values(), COLORS, strict=False):
+                curves = found["curves"]
+                for losses, line in zip(lesson.get("curves", ["val_loss"]), ("-", ":"), strict=False):
+                    label = name if line == "-" else None
+                    axes.plot(curves["step"], curves[losses], line, color=color, label=label)
+            axes.set(xlabel="step", ylabel="loss (nats per character)")
+        figure.legend(loc="outside right upper")
+        figure.savefig(path, format="svg", metadata={"Creator": None, "Date": None})
 
 
 def written(number: int) -> str:
