@@ -105,7 +105,9 @@ class Project:
 
     def work_off_queue(self, jobs: int) -> str:
         """Run the queued experiments, as many at once; returns what `dvc queue status` says in the end."""
-        self.dvc("queue", "start", "--jobs", str(jobs))
+        start = ["python", "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
+        # Not through a pipe: the workers hold it open until they have been idle for 10 seconds.
+        subprocess.run(start, cwd=self.folder, env=self.env, check=True, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 240
         # The workers are DVC's own background processes; asking is the only way to know of their end.
         # Asked in this process: one for each `dvc queue status` would take half a core from them.
@@ -114,6 +116,7 @@ class Project:
             while list(queue.iter_queued()) or list(queue.iter_active()):
                 assert time.monotonic() < deadline, queue.status()
                 time.sleep(1)
+            queue.shutdown()
         return self.dvc("queue", "status")
 
     def main(self, *arguments: str, ok: bool = True) -> str:
