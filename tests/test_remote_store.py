@@ -57,17 +57,23 @@ def made_server(tmp_path_factory):
 
 
 @pytest.fixture
-def server(made_server, trained, monkeypatch):
-    """A server that runs and has no run of ours; the project knows it."""
-    if not made_server.is_running:
-        made_server.start()
-    for run in runs(made_server):
-        client_of(made_server).delete_run(run.info.run_id)
+def known_server(made_server, trained, monkeypatch):
+    """The server, running or not; the project knows its address."""
     trained.env["MLFLOW_TRACKING_URI"] = made_server.address
     monkeypatch.setenv("MLFLOW_TRACKING_URI", made_server.address)
-    yield made_server
-    if made_server.is_running:
-        made_server.send(signal.SIGCONT)
+    return made_server
+
+
+@pytest.fixture
+def server(known_server):
+    """The server, which runs and has no run of ours."""
+    if not known_server.is_running:
+        known_server.start()
+    for run in runs(known_server):
+        client_of(known_server).delete_run(run.info.run_id)
+    yield known_server
+    if known_server.is_running:
+        known_server.send(signal.SIGCONT)
 
 
 @pytest.fixture
@@ -237,6 +243,18 @@ def proxy(server, password: str = "", lose: Callable[[int], str] = lambda _: "")
             listening.shutdown()
 
 
+def test_down_before_the_start(trained, known_server, start):  # first, while the server has never run
+    for warning in (start().end(), warning_in(stage(trained, "report"))):
+        assert "`make sync`" in warning
+        assert known_server.address in warning
+    assert "does not answer" in sync(trained, ok=False)
+    known_server.start()
+    assert not runs(known_server)
+    sync(trained)
+    assert only_run(known_server).data.tags["restored"] == "true"
+    assert_complete(known_server, trained, "none")
+
+
 def test_a_run_on_a_server_is_as_one_in_the_local_store(trained, server, start, tmp_path):
     assert start().end() == ""
     assert "WARNING: MLflow" not in stage(trained, "report")
@@ -251,19 +269,6 @@ def test_a_run_on_a_server_is_as_one_in_the_local_store(trained, server, start, 
     (text,) = mlflow.pyfunc.load_model(f"models:/{output.model_id}").predict(["The "], {"max_new_tokens": 20})
     assert re.fullmatch(r"(?s)The .{20}", text)
     assert not (trained.folder / "mlflow.db").exists()
-
-
-def test_down_before_the_start(trained, server, start):
-    server.kill()
-    for warning in (start().end(), warning_in(stage(trained, "report"))):
-        assert "`make sync`" in warning
-        assert server.address in warning
-    assert "does not answer" in sync(trained, ok=False)
-    server.start()
-    assert not runs(server)
-    sync(trained)
-    assert only_run(server).data.tags["restored"] == "true"
-    assert_complete(server, trained, "none")
 
 
 def test_killed_in_the_middle(trained, server, start):
