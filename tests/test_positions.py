@@ -53,7 +53,7 @@ def test_products_of_rotated_vectors_depend_on_the_distance_only():
         (6, [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]),
     ],
 )
-def test_alibi_slopes_are_the_papers(heads, slopes):
+def test_alibi_slopes_are_the_authors(heads, slopes):
     assert alibi_slopes(heads).tolist() == pytest.approx(slopes)
 
 

@@ -56,9 +56,9 @@ class NGramModel:
     different characters that follow h in the training split: the more there are, the more probable is yet
     another one. P_k is P_{k-1} where h was never followed by anything, and P_0 is uniform.
 
-    This is the smoothing of "The zero-frequency problem" (Witten and Bell, 1991), whose method C goes back
-    to "Modeling for text compression" (Bell, Witten and Cleary, 1989), as interpolated in "An Empirical
-    Study of Smoothing Techniques for Language Modeling" (Chen and Goodman, 1998).
+    This is method C of "The zero-frequency problem" (Witten and Bell, 1991), which is that of "Implementing
+    the PPM Data Compression Scheme" (Moffat, 1990), as interpolated in "An Empirical Study of Smoothing
+    Techniques for Language Modeling" (Chen and Goodman, 1998).
 
     The ids of `train`, (tokens,), lie in [0, vocab_size); `order` is at least 1.
     """

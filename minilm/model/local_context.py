@@ -66,8 +66,8 @@ class NGramEmbedding(nn.Module):
         """Of the latest N characters, the newest last: (B, T, N) -> (B, T, C)."""
         # An n-gram is a number of n digits in base V, the newest character being its last digit.
         numbers = (windows.flip(-1) * self.powers).cumsum(-1)[..., 1:]  # (B, T, N - 1)
-        # Fibonacci hashing: times 2^32 divided by the golden ratio, of which the highest bits are taken
-        # ("The Art of Computer Programming", section 6.4, Knuth, 1973).
+        # Fibonacci hashing: times a prime near 2^32 divided by the golden ratio; of that the highest bits are
+        # taken ("The Art of Computer Programming", Knuth, 1973, volume 3, section 6.4).
         hashes = (numbers * 2654435761 % 2**32) * self.sizes >> 32
         rows = torch.where(self.exact, numbers, hashes) + self.offsets
         vectors = F.embedding_bag(rows.flatten(0, 1), self.tables.weight, mode="sum")  # (B T, C)

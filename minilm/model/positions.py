@@ -19,8 +19,8 @@ def causal_mask(time: int, device: torch.device) -> Tensor:
 def sinusoidal_table(length: int, channels: int) -> Tensor:
     """Sines and cosines of the position at wavelengths from 2π to 20,000π: (length, channels).
 
-    PE(t, 2i) = sin(t / 10000^(2i/C)) and PE(t, 2i+1) = cos(t / 10000^(2i/C)),
-    "Attention Is All You Need", section 3.5 (Vaswani et al., 2017).
+    PE(t, 2i) = sin(t / 10000^(2i/C)) and PE(t, 2i+1) = cos(t / 10000^(2i/C))
+    ("Attention Is All You Need", Vaswani et al., 2017, section 3.5).
     """
     table = torch.empty(length, channels)
     angles = _angles(torch.arange(length), channels)  # (length, channels / 2, rounded up)
@@ -39,7 +39,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs of channels by angles that grow with the position: (..., T, D) -> (..., T, D).
 
     The pair (i, i + D/2) is rotated by t / 10000^(2i/D), so that the product of a query and a key depends on
-    their distance only: RoPE, "RoFormer: Enhanced Transformer with Rotary Position Embedding" (Su et al.,
+    their distance only: RoPE ("RoFormer: Enhanced Transformer with Rotary Position Embedding", Su et al.,
     2021). The paper pairs neighbors; this pairing, Llama's, is the same up to the order of channels.
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
@@ -50,9 +50,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def alibi_slopes(num_heads: int) -> Tensor:
     """By how much each head's scores fall per character of distance: (H,).
 
-    For a power of two the geometric sequence 2^(-8/H), 2^(-16/H), ...; for other numbers the sequence of the
-    next lower power of two, filled up with every second slope of the next higher one: "Train Short, Test
-    Long: Attention with Linear Biases Enables Input Length Extrapolation" (Press et al., 2022).
+    For a power of two the geometric sequence 2^(-8/H), 2^(-16/H), ... ("Train Short, Test Long: Attention
+    with Linear Biases Enables Input Length Extrapolation", Press et al., 2022); for other numbers, as in its
+    authors' code, the sequence of the next lower power of two, filled up with every second slope of the next
+    higher one.
     """
     lower = 2 ** math.floor(math.log2(num_heads))
     slopes = 2.0 ** (-8.0 / lower * torch.arange(1, lower + 1))

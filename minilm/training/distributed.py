@@ -1,7 +1,6 @@
 """Several processes that train one model, each on its share of every batch.
 
-torchrun starts them and says in the environment which one each is ("PyTorch Distributed", Li et al.,
-2020). Without it there is one.
+torchrun starts them and says in the environment which one each is. Without it there is one.
 """
 
 import os
@@ -99,9 +98,10 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 def parallelize(model: MiniGPT, sharding: str, workers: Workers) -> nn.Module:
     """The model as the processes train it together: what is called in place of `model`.
 
-    `none` keeps a copy in each process and averages the gradients. `fsdp` leaves each process a shard of
-    every parameter, its gradient and its optimizer state, and gathers a block when it is computed
-    ("PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", Zhao et al., 2023).
+    `none` keeps a copy in each process and averages the gradients ("PyTorch Distributed: Experiences on
+    Accelerating Data Parallel Training", Li et al., 2020). `fsdp` leaves each process a shard of every
+    parameter, its gradient and its optimizer state, and gathers a block when it is computed ("PyTorch FSDP:
+    Experiences on Scaling Fully Sharded Data Parallel", Zhao et al., 2023).
 
     Raises:
         InputError: fsdp without torchrun.

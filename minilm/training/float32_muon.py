@@ -37,7 +37,7 @@ class Float32Muon(torch.optim.Muon):
 def orthogonalize(matrix: Tensor, coefficients: tuple[float, float, float], iterations: int = 5) -> Tensor:
     """The matrix with its singular values brought near 1, between 0.7 and 1.2: (M, N) -> (M, N).
 
-    The Newton-Schulz iteration, X <- a X + (b XXᵀ + c (XXᵀ)²) X. With the coefficients of Muon's paper it
+    The Newton-Schulz iteration, X <- a X + (b XXᵀ + c (XXᵀ)²) X. With the coefficients of Muon's authors it
     enlarges small singular values quickly, and ends near 1 without converging to it.
     """
     a, b, c = coefficients

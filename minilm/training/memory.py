@@ -13,9 +13,9 @@ from minilm.params import TrainParams
 def bytes_needed(model: MiniGPT, params: TrainParams, processes: int = 1) -> int:
     """An estimate of the bytes that training takes in a process.
 
-    16 for each parameter: itself, its gradient, and two moments ("ZeRO", Rajbhandari et al., 2020). For each
-    character of a micro-batch what the backward pass needs of each layer ("Reducing Activation Recomputation
-    in Large Transformer Models", Korthikanti et al., 2022), and the logits with their gradient.
+    16 for each parameter: itself, its gradient, and two moments, all in float32. For each character of a
+    micro-batch what the backward pass needs of each layer ("Reducing Activation Recomputation in Large
+    Transformer Models", Korthikanti et al., 2022), and the logits with their gradient.
     """
     config = model.config
     per_layer = (16 + 2 * config.mlp_ratio) * config.embed_dim + 3 * config.num_heads * config.block_size
