@@ -47,7 +47,9 @@ class Corpus:
 
 
 def load_wikitext(split: str = "train", name: str = "wikitext-2", allow_fallback: bool = True) -> str:
-    """One split of WikiText (Merity et al., 2016) as one string, its rows joined as they are.
+    """One split of WikiText as one string, its rows joined as they are.
+
+    It comes from "Pointer Sentinel Mixture Models" (Merity et al., 2016).
 
     Raises InputError if there is no such split or name, or as `open_corpus`.
     """

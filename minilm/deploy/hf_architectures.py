@@ -1,7 +1,8 @@
 """The stock architectures of Hugging Face's transformers that compute what MiniGPT computes.
 
-GPT-2 (Radford et al., 2019) has positions that are added; Persimmon (Adept, 2023) is GPT-2 with rope; Llama
-(Touvron et al., 2023) has RMSNorm and a gated MLP; Qwen3 (2025) is Llama with normalized queries and keys.
+GPT-2 (Radford et al., 2019) has positions that are added; Persimmon (Elsen et al., 2023) is GPT-2 with rope;
+Llama (Touvron et al., 2023) has RMSNorm and a gated MLP; Qwen3 (Yang et al., 2025) is Llama with normalized
+queries and keys.
 """
 
 import re

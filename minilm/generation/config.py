@@ -17,7 +17,8 @@ class Sampling:
         top_p: choose among the most likely characters that together have this probability
             ("The Curious Case of Neural Text Degeneration", Holtzman et al., 2020); 1 means all.
         min_p: exclude characters whose probability is less than this share of the most likely one's
-            ("Turning Up the Heat: Min-p Sampling", Nguyen et al., 2025); 0 excludes none.
+            ("Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs", Nguyen et al.,
+            2025); 0 excludes none.
         max_new_tokens: characters to write at most.
         stop: writing ends before this text; empty for none.
         seed: the same model, prompt, settings and seed give the same text.

@@ -54,7 +54,8 @@ class SelfAttention(nn.Module):
     """Causal multi-head self-attention: each position gathers from itself and from those before it.
 
     Each head computes softmax(Q Kᵀ / sqrt(D) + mask) V over its own D channels ("Attention Is All You
-    Need", section 3.2). The mask is minus infinity for later positions, so that their weight is 0.
+    Need", Vaswani et al., 2017, section 3.2). The mask is minus infinity for later positions, so that their
+    weight is 0.
 
     qk_norm normalizes each head's queries and keys before the product, which bounds the scores ("Scaling
     Vision Transformers to 22 Billion Parameters", Dehghani et al., 2023).
@@ -127,8 +128,9 @@ class MLP(nn.Module):
     """What each position computes by itself: widen, apply the non-linearity, narrow.
 
     relu    max(0, x)
-    gelu    x Φ(x), GPT-2's tanh approximation ("Gaussian Error Linear Units", Hendrycks and Gimpel, 2016)
-    relu2   max(0, x)² ("Primer: Searching for Efficient Transformers", So et al., 2021)
+    gelu    x Φ(x), GPT-2's tanh approximation ("Gaussian Error Linear Units (GELUs)", Hendrycks and Gimpel,
+            2016)
+    relu2   max(0, x)² ("Primer: Searching for Efficient Transformers for Language Modeling", So et al., 2021)
     swiglu  silu(x W) · (x U) ("GLU Variants Improve Transformer", Shazeer, 2020): with two matrices that
             widen instead of one, the hidden width is 2/3 of the others', to keep the parameter count
     """
