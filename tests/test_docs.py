@@ -13,6 +13,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from dvc.cli import main as dvc
 from dvc.cli import parse_args
 from mlflow.cli import cli
 
@@ -82,6 +83,18 @@ def test_commands_are_ones_that_there_are(document):
                 cli.get_command(None, name).make_context(name, words)  # parses, and runs nothing
             case ["pip", "install", *_, last]:
                 assert set(re.findall(r"\.\[(\w+)\]", last)) <= EXTRAS.keys(), command
+
+
+def test_commands_that_only_read_run_as_they_stand_there(project, monkeypatch, capsys):
+    monkeypatch.chdir(project.folder)
+    found = {tuple(command) for document in DOCUMENTS for command in commands(document)}
+    reading = [
+        words for name, *words in found if name == "dvc" and {"status", "show", "diff", "--dry"} & set(words)
+    ]
+    assert len(reading) >= 9
+    for words in reading:
+        assert dvc([word.replace("NAME", "HEAD") for word in words]) == 0, words
+    assert "val_loss" in capsys.readouterr().out
 
 
 def test_the_experiments_of_theory_are_ones_that_the_schema_allows():

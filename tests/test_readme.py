@@ -80,7 +80,7 @@ def test_readme_is_short_and_its_pictures_are_there():
 
 
 def test_the_commands_within_sentences_are_ones_that_there_are():
-    pages = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
+    pages = [path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))]
     inline = [command for page in pages for command in re.findall(r"`((?:python|make|dvc) [^`]+)`", page)]
     targets = re.findall(r"(?m)^(\w+):", (ROOT / "Makefile").read_text())
     assert len(inline) > 40
