@@ -1,5 +1,6 @@
 """The lessons show what experiments.yaml says, their numbers are the pipeline's, and exercises are judged."""
 
+import re
 import subprocess
 import xml.etree.ElementTree as ET
 
@@ -62,6 +63,16 @@ def test_the_index_names_every_lesson():
     index = (check.LESSONS / "index.md").read_text()
     assert len(LESSONS) == 12
     assert all(f"({document(number).name})" in index for number in LESSONS)
+
+
+def test_the_panels_and_files_that_the_lessons_name_are_there():
+    sources = [*(ROOT / "minilm/report/explorer").rglob("*.js"), *ROOT.glob("minilm/report/explorer/*.html")]
+    explorer, outs = "".join(path.read_text() for path in sources), (ROOT / "dvc.yaml").read_text()
+    text = "".join(document(number).read_text() for number in LESSONS)
+    panels = set(re.findall(r"(?<!\*)\*([A-Z][^*\n]+)\*(?!\*)", text))
+    assert len(panels) >= 8
+    assert [name for name in panels if name not in explorer] == []
+    assert [name for name in re.findall(r"reports/\w+\.\w+", text) if name not in outs] == []
 
 
 def examples(condition: str):
