@@ -28,6 +28,10 @@ def test_the_recipes_are_those_of_the_documents_with_their_sizes():
         vocab_size = 66 if "shakespeare" in path.stem else 80 if path.stem == "lesson" else 260
         size = MiniGPT(ModelConfig.from_params(vocab_size, params)).num_parameters
         assert rows[path.stem] == [f"{size:,}", f"{params.steps:,}"]
+    sizes = {name: size for name, (size, _) in rows.items()}
+    lessons, evaluation = (ROOT / f"docs/{name}.md" for name in ("lessons/index", "evaluation"))
+    assert f"a model of {sizes['lesson']} parameters" in lessons.read_text()
+    assert f"| parameters of the model | {sizes['classic']} |" in evaluation.read_text()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
