@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -157,7 +158,9 @@ def test_folder_of_texts_notices_a_new_file(fresh, tmp_path):
 
 
 def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
-    output = fresh.main("--train", "--recipe", "modern", "--seconds", "1", "--warmup_steps", "1",
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(r"(?m)^ {4}python main.py (--train --recipe modern)$", readme)[1].split()
+    output = fresh.main(*command, "--seconds", "1", "--warmup_steps", "1",
                         "--compile", "false", "--embed_dim", "32",
                         "--seed", "5", "--prompt", "A, 'b' = ${c} ")  # fmt: skip
     assert stages_run(output) == {"train", "evaluate", "sample", "report"}
