@@ -6,9 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from torch.nn import functional as F
 
 from helpers.explorer import EVIL, TEXT, explored, ready, write, write_page, written
+from helpers.servers import server
 from minilm import CharTokenizer, MiniGPT, ModelConfig, checkpoint
 from minilm.data.provenance import Source
 from minilm.report.explorer.page import model_data
@@ -321,22 +323,22 @@ def test_compares_two_models(show, data, tmp_path):
     assert tab.problems == []
 
 
-def test_runs_in_the_frame_of_mlflow(show, data, open_page, tmp_path):
-    """MLflow's artifact viewer shows a copy in a sandbox, where storage throws and links are forbidden."""
+def test_runs_in_mlflows_viewer(show, data, browser, tmp_path):
+    """MLflow shows a copy in a sandboxed frame, where storage throws and links are forbidden."""
     show(data).close()
-    (tmp_path / "viewer.html").write_text("<iframe sandbox='allow-scripts' width=1200 height=700></iframe>")
-    tab = open_page(tmp_path / "viewer.html")
-    tab.evaluate(
-        """page => { document.querySelector("iframe").src =
-            URL.createObjectURL(new Blob([page], {type: "text/html"})); }""",
-        (tmp_path / "explorer.html").read_text(),
-    )
-    frame = tab.frame_locator("iframe")
-    frame.locator("#tour-close").click()
-    storage = "() => { try { localStorage } catch { return 'throws' } }"
-    assert frame.locator("body").evaluate(storage) == "throws"
-    frame.locator("#write-start").click()
-    frame.locator("#written span:nth-child(44)").wait_for()
-    frame.get_by_role("link", name="The film").click()
-    frame.locator("#film-loss circle").nth(3).wait_for()
-    assert tab.problems == []
+    store = ("--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}")
+    files = ("--artifacts-destination", str(tmp_path / "artifacts"))
+    with server(tmp_path, "/health", "server", *store, *files, "--workers", "1") as address:
+        client = MlflowClient(address)
+        run_id = client.create_run("0").info.run_id
+        client.log_artifact(run_id, tmp_path / "explorer.html")
+        with browser.new_page() as tab:
+            tab.goto(f"{address}/#/experiments/0/runs/{run_id}/artifacts/explorer.html")
+            frame = tab.frame_locator("iframe")
+            frame.locator("#tour-close").click()
+            storage = "() => { try { localStorage } catch { return 'throws' } }"
+            assert frame.locator("body").evaluate(storage) == "throws"
+            frame.locator("#write-start").click()
+            frame.locator("#written span:nth-child(44)").wait_for()
+            frame.get_by_role("link", name="The film").click()
+            frame.locator("#film-loss circle").nth(3).wait_for()
