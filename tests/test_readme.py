@@ -73,6 +73,7 @@ def test_readme_is_short_and_its_pictures_are_there():
     pictures = re.findall(r'src="([^"]+)"|!\[[^]]+\]\(([^)]+)\)', README)
     assert {name for names in pictures for name in names if name} == {
         "docs/film.webp",
+        "docs/explorer.png",
         "docs/pipeline.svg",
         "docs/architecture.svg",
     }
