@@ -29,16 +29,16 @@ ENCODED, INITIAL = Path("data/encoded"), Path("data/initial_model")
 MODEL, FILM, REPORTS = Path("models/minilm"), Path("models/film.safetensors"), Path("reports")
 
 
-def main() -> None:
-    """Train a model of the shape in params.yaml and write its folder."""
+def main(track: bool = True) -> None:
+    """Train a model of the shape in params.yaml and write its folder; its curves go to MLflow, if `track`."""
     params = load_params("params.yaml")
     if params.train.compile:
         prepare_compiler(choose_device(params.train.device))  # refuses before an MLflow run begins
     with join_workers(params.train.device) as workers:
-        train_model(params, workers)
+        train_model(params, workers, track)
 
 
-def train_model(all_params: Params, workers: Workers) -> None:
+def train_model(all_params: Params, workers: Workers, track: bool) -> None:
     """What each process does; of several, the first alone writes files, logs and messages."""
     params, source = all_params.train, Source.load(Path("data/raw/source.json"))
     tokenizer = CharTokenizer.load(ENCODED / "tokenizer.json")
@@ -58,7 +58,7 @@ def train_model(all_params: Params, workers: Workers) -> None:
     logged["num_parameters"] = model.num_parameters
     with (
         one_at_a_time(training_lock(project_root(), training), workers),
-        LiveRun(project_root(), training, source, logged) if first else NullRun() as mlflow_run,
+        LiveRun(project_root(), training, source, logged) if first and track else NullRun() as mlflow_run,
     ):
         say = tqdm.write if first else lambda _: None
         say(f"train: {source}")

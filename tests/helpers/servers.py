@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Of MLflow's: without its job runner a server starts in a third of the time.
@@ -66,7 +66,8 @@ class Server:
     def kill(self) -> None:
         """Stop it as a crash does."""
         if self._process:
-            self.send(signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have died by itself
+                self.send(signal.SIGKILL)
             self._process.wait()
             self._process = None
 
