@@ -111,7 +111,7 @@ class TrainParams(StageParams):
         ModelConfig.ngram_embedding, "longest n-gram with an embedding of its own; 1 is none", ge=1, le=8
     )
     ngram_rows: Int = _key(
-        ModelConfig.ngram_rows, "most rows of an n-gram table; more n-grams are hashed", ge=1, le=2**24
+        ModelConfig.ngram_rows, "maximum rows of an n-gram table; more n-grams are hashed", ge=1, le=2**24
     )
     batch_size: Size = _key(32, "windows of block_size characters per step, on all devices together")
     grad_accumulation: Size = _key(1, "micro-batches per step, to save memory")
@@ -129,7 +129,7 @@ class TrainParams(StageParams):
     eval_batches: Int = _key(8, "validation batches in a report's loss; 0 takes all", ge=0, le=10**6)
     keep: Literal["last", "best"] = _key("last", "the weights to save; best has the lowest validation loss")
     film: Int = _key(
-        16, "most copies of the weights to keep for the explorer's film; 0 keeps none", ge=0, le=64
+        16, "maximum copies of the weights to keep for the explorer's film; 0 keeps none", ge=0, le=64
     )
     precision: Literal["auto", "fp32", "bf16"] = _key("auto", "of matrix products; auto is bf16 if supported")
     compile: bool = _key(False, "compile the model first; pays off in long training")
@@ -151,7 +151,9 @@ class TrainParams(StageParams):
 class EvaluateParams(StageParams):
     """How the test split is scored."""
 
-    eval_context: Context = _key("auto", "least context of each scored character; auto is half of block_size")
+    eval_context: Context = _key(
+        "auto", "minimum context of each scored character; auto is half of block_size"
+    )
     device: Device = DEVICE
 
 
