@@ -155,7 +155,7 @@ def test_inside_shows_the_loss_and_what_a_part_is_worth(show, data, explorer):
     assert "head 2: q looks at" in tab.locator("#heat-map").get_attribute("aria-label")
     assert tab.locator("#lens-table tr").count() == 5
     assert tab.locator("#lens-table tr").first.text_content() == "readsthe␣q"
-    assert tab.locator("#neighbour-of option:checked").text_content() == "q"
+    assert tab.locator("#neighbor-of option:checked").text_content() == "q"
 
 
 def test_says_what_it_does_not_know_or_cuts(show, data):

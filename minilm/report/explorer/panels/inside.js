@@ -31,7 +31,7 @@ function insidePanel(page, written) {
     show();
   });
 
-  const makers = [attentionPart, switchesPart, lensPart, neighboursPart];
+  const makers = [attentionPart, switchesPart, lensPart, neighborsPart];
   const parts = makers.map(part => part(page, { choose, switched: read, off }));
 
   function choose(index) {

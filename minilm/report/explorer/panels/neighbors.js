@@ -1,8 +1,8 @@
-// neighbours.js: which characters have similar embeddings. Top-level names: neighboursPart.
+// neighbors.js: which characters have similar embeddings. Top-level names: neighborsPart.
 
-function neighboursPart(page) {
-  const choice = page.find("neighbour-of");
-  const bars = new Bars(page.find("neighbour-bars"), character => {
+function neighborsPart(page) {
+  const choice = page.find("neighbor-of");
+  const bars = new Bars(page.find("neighbor-bars"), character => {
     choice.value = page.current.vocabulary.indexOf(character);
     show();
   }, "Choose");
@@ -32,7 +32,7 @@ function neighboursPart(page) {
       choice.value = Math.max(1, page.current.vocabulary.indexOf("e"));
       show();
     },
-    // The chosen character of the text is the one whose neighbours are asked for.
+    // The chosen character of the text is the one whose neighbors are asked for.
     showPlace({ characters, chosen }) {
       const id = page.current.vocabulary.indexOf(characters[chosen]);
       if (id < 1 || id === Number(choice.value)) return;
