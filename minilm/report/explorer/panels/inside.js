@@ -16,8 +16,9 @@ function insidePanel(page, written) {
     const start = Math.max(0, characters.length - config.block_size);
     const cut = "attention and what is below it show the text";
     note.textContent = describeText(input.value, page.current.vocabulary, config.block_size, cut);
+    for (const card of page.find("inside").querySelectorAll(".card")) card.hidden = !characters.length;
     if (!characters.length) {
-      note.textContent = "Write a text of at least one character.";
+      note.textContent = "There is nothing to show: write a text of at least one character.";
       return;
     }
     const all = client.encode(characters.join(""), model);

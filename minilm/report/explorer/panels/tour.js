@@ -36,7 +36,6 @@ function tour(page) {
     for (const [id] of steps) page.find(id).classList.remove("toured");
     at = step;
     card.hidden = step < 0 || step >= steps.length;
-    card.classList.toggle("offered", !focus); // in the page instead of over it, where there is little room
     if (card.hidden) {
       remembered("seen");
       return page.find("start-tour").focus({ preventScroll: true });
@@ -47,9 +46,11 @@ function tour(page) {
     page.find("tour-back").disabled = step === 0;
     page.find("tour-next").textContent = step === steps.length - 1 ? "Done" : "Next";
     page.find(id).classList.add("toured");
+    page.find(id).before(card); // it stands there, or over the page where there is room for that
     // On the first visit, the page stays where it is and keeps the focus: nobody has asked for the tour.
     if (focus) {
-      page.find(id).scrollIntoView({ block: "start" });
+      const fixed = getComputedStyle(card).position === "fixed";
+      (fixed ? page.find(id) : card).scrollIntoView({ block: "start" });
       card.focus({ preventScroll: true });
     }
   }
