@@ -8,7 +8,7 @@ PORT ?= 5050
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test lint ui best champion sync bench lessons clean
+.PHONY: repro test commands lint ui best champion sync bench lessons clean
 
 # The programs in .venv name its folder: where that was moved, or its Python is gone, .venv is made anew.
 ifneq ($(shell test -f .venv/installed && . .venv/bin/activate && \
@@ -22,6 +22,10 @@ repro: .venv/installed
 
 test: .venv/dev
 	.venv/bin/python -m pytest
+
+# Run the commands of README and the documents, with short trainings.
+commands: .venv/dev
+	.venv/bin/python -m pytest --dist worksteal tests/commands.py
 
 lint: .venv/dev
 	.venv/bin/python -m ruff format --check .

@@ -108,6 +108,11 @@ class Project:
         start = ["python", "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
         # Not through a pipe: the workers hold it open until they have been idle for 10 seconds.
         subprocess.run(start, cwd=self.folder, env=self.env, check=True, stdout=subprocess.DEVNULL)
+        self.await_queue()
+        return self.dvc("queue", "status")
+
+    def await_queue(self) -> None:
+        """Wait until the queued experiments have run, and end the workers."""
         deadline = time.monotonic() + 240
         # The workers are DVC's own background processes; asking is the only way to know of their end.
         # Asked in this process: one for each `dvc queue status` would take half a core from them.
@@ -117,7 +122,6 @@ class Project:
                 assert time.monotonic() < deadline, queue.status()
                 time.sleep(1)
             queue.shutdown()
-        return self.dvc("queue", "status")
 
     def main(self, *arguments: str, ok: bool = True) -> str:
         """Run the command line and return what it printed."""
@@ -228,16 +232,18 @@ def first_run(make_project):
     return project
 
 
-@pytest.fixture(scope="module")
-def project(first_run, request):
+def copy_of_first_run(first_run, request):
     """A copy of the project whose pipeline has run.
 
-    The modules have theirs one after another in the folder where it ran, which mlflow.db names.
+    One after another is in the folder where it ran, which mlflow.db names.
     """
     project = copy.copy(first_run)
     shutil.copytree(project.folder.with_name("first run"), project.folder, symlinks=True)
     yield project
-    project.folder.rename(project.folder.with_name(request.module.__name__))
+    project.folder.rename(project.folder.with_name(request.node.name))
+
+
+project = pytest.fixture(copy_of_first_run, scope="module")
 
 
 @pytest.fixture

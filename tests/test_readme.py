@@ -3,7 +3,6 @@
 import csv
 import re
 import shlex
-import textwrap
 import xml.etree.ElementTree as ET
 from importlib.util import find_spec
 
@@ -14,9 +13,7 @@ from dvc.cli import parse_args
 import main
 from conftest import ROOT
 from docs.architecture import VOCABULARY, architecture
-from minilm import CharTokenizer, MiniGPT, ModelConfig
-from minilm.checkpoint import save
-from minilm.data.provenance import Source
+from minilm import MiniGPT, ModelConfig
 from minilm.params import load_params, load_recipe
 
 README = (ROOT / "README.md").read_text()
@@ -137,15 +134,3 @@ def test_readmes_losses_are_those_of_the_measurements():
     assert re.search(
         rf"`make repro` \| .*{whole} \| .* \| {model} \|\n\| .* \| {float(modern):.2f} \|", README
     )
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/generation.md"])
-def test_the_library_is_used_as_the_documents_say(page, tmp_path, monkeypatch):
-    tokenizer = CharTokenizer.from_text("The library")
-    model = MiniGPT(ModelConfig(tokenizer.vocab_size, block_size=16, embed_dim=8, num_heads=2))
-    source = Source("book.txt", "file", None, {"train": 11}, "0" * 64)
-    save(tmp_path / "models/minilm", model.eval(), tokenizer, {}, source, {})
-    monkeypatch.chdir(tmp_path)
-    block = re.search(r"(?m)^ {4}import minilm\n(?: {4}.*\n)+", (ROOT / page).read_text())[0]
-    exec(textwrap.dedent(block), names := {})
-    assert names["model"].num_parameters == model.num_parameters

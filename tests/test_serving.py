@@ -3,12 +3,9 @@
 import inspect
 import json
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
-import textwrap
 import threading
 import urllib.error
 import urllib.request
@@ -34,7 +31,6 @@ from minilm.generation.kv_cache import useful_threads
 from minilm.tracking.store import open_store
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs/serving.md").read_text()
 PROMPT = "the quick "
 SETTINGS = [
     {"max_new_tokens": 40, "seed": 3},
@@ -140,15 +136,10 @@ def generator(logged):
     torch.set_num_threads(before)
 
 
-def on_the_page(beginning: str) -> list[str]:
-    """The words of the page's command that begins so."""
-    return shlex.split(re.search(rf"(?m)^ {{4}}({beginning}.*)", PAGE.replace("\\\n", ""))[1])
-
-
 @pytest.fixture(scope="module")
 def address(logged):
-    uri, _, *words, _, _ = on_the_page("MLFLOW_TRACKING_URI=")  # the last two are the port
-    with server(logged.root, "/ping", *words, **dict([uri.split("=")])) as address:
+    words = "models serve --env-manager local --workers 1 --model-uri models:/minilm@champion".split()
+    with server(logged.root, "/ping", *words, MLFLOW_TRACKING_URI="sqlite:///mlflow.db") as address:
         yield address
 
 
@@ -217,17 +208,6 @@ def test_texts_are_those_of_generate(address, generator, tiny_model, settings):
     expected = [minilm.generate(*tiny_model, prompt, **settings) for prompt in prompts]
     assert post(address, {"inputs": prompts, "params": settings}) == (200, {"predictions": expected})
     assert "".join(generator.predict_stream(PROMPT, settings)) == expected[0]
-
-
-def test_the_page_is_right_on_python_and_on_curl(address, logged, tiny_model, monkeypatch, generator):
-    *_, body = on_the_page("curl ")
-    asked = json.loads(body)
-    expected = minilm.generate(*tiny_model, *asked["inputs"], **asked["params"])
-    assert post(address, body) == (200, {"predictions": [expected]})
-    monkeypatch.chdir(logged.root)
-    block = re.search(r"(?m)^ {4}import mlflow\n(?: {4}.*\n)+", PAGE)[0]
-    exec(textwrap.dedent(block), names := {})
-    assert minilm.generate(*tiny_model, "the ", seed=1).endswith(names["piece"])
 
 
 def test_streams_in_turns_do_not_disturb_each_other(generator, tiny_model):

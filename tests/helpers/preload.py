@@ -4,6 +4,8 @@ A server has imported them, and forks itself for each program; this project's ow
 `python` is a launcher that hands over its arguments, folder, environment and streams, passes on SIGTERM and
 SIGINT, and ends as the program does. If the launcher is killed, so is the program, a moment later.
 
+With SHORT_TRAININGS in its environment every training is that of a few steps of a small model.
+
 It has the server's number of threads and its memory. What depends on these, on how a fresh interpreter starts
 or on other signals is tested with `sys.executable`.
 """
@@ -126,12 +128,28 @@ def run(python: str, *arguments: str) -> None:
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.path.insert(0, str(Path.cwd()) if kind in ("-m", "-c") else str(Path(kind).resolve().parent))
     sys.argv = [kind, *rest] if kind != "-m" else rest
+    if "SHORT_TRAININGS" in os.environ and rest and rest[0].startswith(("stages.", "benchmarks.", "docs.")):
+        shorten_trainings()
     if kind == "-c":
         exec(sys.argv.pop(1), {"__name__": "__main__"})
     elif kind == "-m":
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(kind, run_name="__main__")
+
+
+def shorten_trainings() -> None:
+    """Make what reads the parameters of a training see few steps, a small model and small batches."""
+    params = importlib.import_module("minilm.params")
+    load = params.load_params
+
+    def load_short(*arguments):
+        loaded = load(*arguments)
+        short = {"num_layers": 1, "batch_size": 16, "warmup_steps": 0, "eval_batches": 1, "compile": False}
+        short |= {"steps": min(2, loaded.train.steps), "embed_dim": 2 * loaded.train.num_heads}
+        return loaded._replace(train=loaded.train.model_copy(update=short))
+
+    params.load_params = load_short
 
 
 def end() -> None:
