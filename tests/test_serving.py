@@ -138,8 +138,9 @@ def generator(logged):
 
 @pytest.fixture(scope="module")
 def address(logged):
-    words = "models serve --env-manager local --workers 1 --model-uri models:/minilm@champion".split()
-    with server(logged.root, "/ping", *words, MLFLOW_TRACKING_URI="sqlite:///mlflow.db") as address:
+    served = ("--env-manager", "local", "--workers", "1", "--model-uri", "models:/minilm@champion")
+    uri = "sqlite:///mlflow.db"
+    with server(logged.root, "/ping", "models", "serve", *served, MLFLOW_TRACKING_URI=uri) as address:
         yield address
 
 
