@@ -27,8 +27,8 @@ function comparePanel(page) {
     note.textContent = models
       .map(model => describeText(input.value, model.vocabulary, Infinity, ""))
       .map((problem, index) => problem && `${models[index].name}: ${problem}`).filter(Boolean).join(" ");
-    if (characters.length < 2) note.append(" Write a text of at least two characters.");
-    if (characters.length < 2) return;
+    page.find("compare-result").hidden = characters.length < 2;
+    if (characters.length < 2) return note.append(" Write a text of at least two characters.");
     const nats = [];
     for (const model of models.keys()) {
       nats.push(await page.client.surprisal(page.client.encode(characters.join(""), model), { model }));

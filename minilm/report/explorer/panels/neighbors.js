@@ -34,8 +34,8 @@ function neighborsPart(page) {
     },
     // The chosen character of the text is the one whose neighbors are asked for.
     showPlace({ characters, chosen }) {
-      const id = page.current.vocabulary.indexOf(characters[chosen]);
-      if (id < 1 || id === Number(choice.value)) return;
+      const id = Math.max(UNKNOWN_ID, page.current.vocabulary.indexOf(characters[chosen]));
+      if (id === Number(choice.value)) return;
       choice.value = id;
       show();
     },

@@ -5,7 +5,8 @@ function writePanel(page) {
     ["prompt", "write-note", "write-start", "write-on", "write-stop", "write-seed"].map(page.find);
   const [length, seed, temperature, topK, topP, minP] =
     ["length", "seed", "temperature", "top-k", "top-p", "min-p"].map(page.find);
-  const text = new CharacterText(page.find("written"), "The text; the arrow keys choose a character", goTo);
+  const text = new CharacterText(page.find("written"), "The text; the arrow keys choose a character", index =>
+    goTo(index === place ? characters.length : index)); // chosen a second time, it leads back to the end
   const bars = new Bars(page.find("next-bars"), take);
   let characters = []; // the prompt and what was written
   let prompted = 0; // how many of them are the prompt
@@ -33,10 +34,9 @@ function writePanel(page) {
     });
     text.choose(place < characters.length ? place : -1);
     on.textContent = place < characters.length ? "Write on from here" : "Write on";
-    start.disabled = !prompt.value || writing !== null;
-    on.disabled = !place || writing !== null;
+    start.disabled = another.disabled = !prompt.value;
+    on.disabled = !place;
     stop.disabled = writing === null;
-    another.disabled = !prompt.value;
   }
 
   // Write after `before`, a text. A generation that still runs has been left behind: its text is not shown.
