@@ -104,7 +104,7 @@ class CharacterText {
       const index = this.moved(event.key);
       if (index === undefined || !this.characters.length) return;
       event.preventDefault();
-      onChoose(Math.max(0, Math.min(this.characters.length - 1, index)));
+      if (index !== this.chosen) onChoose(Math.max(0, Math.min(this.characters.length - 1, index)));
     };
   }
 
