@@ -92,18 +92,32 @@ def test_the_experiments_of_theory_are_ones_that_the_schema_allows():
         load_params(ROOT / "params.yaml", dict(pair.split("=") for pair in change.split()))
 
 
-def test_theorys_losses_are_those_of_its_trials_and_its_model_has_the_size_that_it_says():
-    theory, losses = (ROOT / "docs/theory.md").read_text(), defaultdict(list)
-    with (ROOT / "docs/theory.csv").open() as file:
+def losses_of_trials(path: Path) -> dict[str, float]:
+    """The mean loss of each candidate in a file that benchmarks.ladder wrote."""
+    losses = defaultdict(list)
+    with path.open() as file:
         for trial in csv.DictReader(file):
             losses[trial["candidate"]].append(float(trial["val_loss"]))
+    return {candidate: fmean(found) for candidate, found in losses.items()}
+
+
+def test_theorys_losses_are_those_of_its_trials_and_its_model_has_the_size_that_it_says():
+    theory, losses = (ROOT / "docs/theory.md").read_text(), losses_of_trials(ROOT / "docs/theory.csv")
     plain = min(losses.keys() - {"the recipe"}, key=len)
-    assert f"**{fmean(losses[plain]):.3f}**" in theory
+    assert f"**{losses[plain]:.3f}**" in theory
     for change, loss in re.findall(r"(?m)^\| `(\w+=[^`]*)` \| ([\d.]+) \|", theory):
-        assert f"{fmean(losses[f'{plain} {change}']):.3f}" == loss, change
+        assert f"{losses[f'{plain} {change}']:.3f}" == loss, change
     recipe = load_params(ROOT / "params.yaml", load_recipe(ROOT / "recipes/shakespeare-small.yaml")).train
     model = gpt.MiniGPT(gpt.ModelConfig.from_params(66, recipe))
     assert f"The model has {model.num_parameters:,} parameters, {recipe.num_layers} blocks" in theory
+
+
+def test_the_losses_of_the_choices_are_those_of_their_trials():
+    losses, plain = losses_of_trials(ROOT / "docs/choices.csv"), "token_shift=0 ngram_embedding=1"
+    rows = re.findall(r"(?m)^\| `(\w+=[^`]*)` \| (\d\.\d{3}) \|", (ROOT / "docs/experiments.md").read_text())
+    assert len(rows) == 12
+    for change, loss in rows:
+        assert f"{losses[f'{plain} {change}']:.3f}" == loss, change
 
 
 def test_each_section_of_theory_has_all_its_parts_and_cites_the_literature():

@@ -15,6 +15,7 @@ from conftest import ROOT
 from docs.architecture import VOCABULARY, architecture
 from minilm import MiniGPT, ModelConfig
 from minilm.params import load_params, load_recipe
+from test_docs import losses_of_trials
 
 README = (ROOT / "README.md").read_text()
 
@@ -119,11 +120,12 @@ def test_readmes_losses_are_those_of_the_measurements():
         f"{memorized['train_loss']} in training, {memorized['val_loss']} in"
         in (rows["When does it memorize?"])
     )
-    tried = dict(re.findall(r"(?m)^\| (.+?) \| \**(\d\.\d{3})\** \|", document("experiments")))
-    learned, muon = tried["learned positions"], tried["+ Muon at 1e-2: `modern` then"]
-    adam = next(loss for what, loss in tried.items() if what.startswith("+ RoPE"))
-    assert rows["Do positions matter?"].startswith(f"learned {learned}, RoPE {muon},")
-    assert rows["AdamW or Muon?"].startswith(f"{adam} and {muon} ")
+    tried = losses_of_trials(ROOT / "docs/choices.csv")
+    plain = "token_shift=0 ngram_embedding=1"
+    names = (plain, f"{plain} position=learned", f"{plain} optimizer=adamw learning_rate=0.003")
+    rope, learned, adam = (f"{tried[name]:.3f}" for name in names)
+    assert rows["Do positions matter?"].startswith(f"learned {learned}, RoPE {rope},")
+    assert rows["AdamW or Muon?"].startswith(f"{adam} and {rope} ")
     found = re.findall(r"evaluate: (?:loss )?([\d.]+) nats", document("evaluation"))
     model, letters, ngrams = (f"{float(loss):.2f}" for loss in found)
     counting = f"{letters} with single letters, {ngrams} with 6-grams; the default model: {model}"
