@@ -38,7 +38,7 @@ def main(track: bool = True) -> None:
         train_model(params, workers, track)
 
 
-def train_model(all_params: Params, workers: Workers, track: bool) -> None:
+def train_model(all_params: Params, workers: Workers, track: bool = True) -> None:
     """What each process does; of several, the first alone writes files, logs and messages."""
     params, source = all_params.train, Source.load(Path("data/raw/source.json"))
     tokenizer = CharTokenizer.load(ENCODED / "tokenizer.json")
