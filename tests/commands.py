@@ -37,7 +37,11 @@ BEFORE = {
         ln -s models/minilm OTHER_FOLDER""",
     "experiments": "cp -r minilm/data/sample_text shakespeare",
     "index": "make .venv/installed",
-    "README": "make .venv/installed",
+    "README": """
+        make .venv/installed
+        mkdir -p path/to; cp minilm/data/sample_text/train.txt path/to/book.txt
+        cp path/to/book.txt FILE
+        dvc exp run --name NAME -S seed=2""",
     "serving": "make champion",
     "sharing": """
         git tag COMMIT
@@ -136,7 +140,7 @@ def run(project, commands: str) -> None:
         project.await_queue()
 
 
-@pytest.mark.parametrize("page", filter(code_blocks, DOCUMENTS), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*filter(code_blocks, DOCUMENTS)], ids=lambda page: page.stem)
 def test_the_commands_run_as_they_stand_there(page, project, programs, hub_address, s3, tmp_path):  # noqa: F811
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -172,3 +176,6 @@ def test_the_commands_run_as_they_stand_there(page, project, programs, hub_addre
             for there, here in OTHERWISE.items():
                 commands = re.sub(there, here, commands)
             run(project, commands)
+    if page.stem == "README":  # those within its sentences too
+        for command in re.findall(r"`((?:dvc|git|make|python) [^`]+)`", text):
+            run(project, "" if command in elsewhere else command)
