@@ -105,11 +105,12 @@ def test_check_says_right_or_what_is_missing(folder, monkeypatch, capsys):
     quick = {"steps": "1", "num_layers": "1", "eval_batches": "1"}
     run_pipeline(row_params(LESSONS[1]["exercise"]["solution"] | quick), None)
     said, status = checked(1, monkeypatch, capsys)
-    assert said.count("yes:") == 3
+    assert said.count("yes:") == 4
     assert said.endswith("\nright\n")
     assert status == 0
     said, status = checked(2, monkeypatch, capsys)
     assert "no:   test_loss is " in said
+    assert "no:   dataset is coin.txt, wanted: = minilm/data/sample_text" in said
     assert "wanted: <= ngram_loss, which is 0.69" in said
     assert "yes:  num_layers is 1, wanted: = 1" in said
     assert status == 1
