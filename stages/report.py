@@ -1,7 +1,6 @@
 """report: what train, evaluate and sample wrote -> pictures and pages in reports/, and the run in MLflow."""
 
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,10 @@ def main() -> None:
     """Write the report, and make MLflow's run of the model complete."""
     with ProcessPoolExecutor(1) as pool:
         written = pool.submit(write_report)
-        # MLflow takes as long to import, and to open its store, as the report to draw: one core for each.
+        # MLflow takes as long to import as the report to draw: one core for each.
         from minilm.tracking.run import warn
-        from minilm.tracking.store import open_store
         from minilm.tracking.sync import sync
 
-        with suppress(Exception):  # which meets `sync` too
-            open_store(project_root())
         written.result()
     try:
         sync(project_root(), Path.cwd())

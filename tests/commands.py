@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, copy_of_first_run
+from conftest import ROOT, S3_KEY, copy_of_first_run
 from helpers import hub
 from test_docs import DOCUMENTS, code_blocks
-from test_remote_storage import KEY, s3  # noqa: F401 - a fixture
 
 # Left out are the commands that .ci/run has itself, and:
 NOT_RUN = {
@@ -141,12 +140,12 @@ def run(project, commands: str) -> None:
 
 
 @pytest.mark.parametrize("page", [*filter(code_blocks, DOCUMENTS)], ids=lambda page: page.stem)
-def test_the_commands_run_as_they_stand_there(page, project, programs, hub_address, s3, tmp_path):  # noqa: F811
+def test_the_commands_run_as_they_stand_there(page, project, programs, hub_address, s3, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     project.env = {
         **project.env,
-        **KEY,
+        **S3_KEY,
         "ELSEWHERE": str(tmp_path),
         "HF_ENDPOINT": hub_address,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # starts in a third of the time

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 import pytest
+import requests
 from dvc.repo import Repo
 
 from helpers.preload import preloaded_python
@@ -22,6 +23,7 @@ from helpers.preload import preloaded_python
 ROOT = Path(__file__).parent.parent
 # The programs of this project's environment; with it as PATH, `python` is a fresh interpreter.
 REAL_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+S3_KEY = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret"}
 # Small enough that a whole pipeline takes seconds, most of them for imports.
 TINY = {
     "block_size": "32",
@@ -296,3 +298,17 @@ def open_page(browser):
     yield open_page
     for tab in tabs:
         tab.close()
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """The address of a server that speaks S3, takes S3_KEY, and has a bucket `storage`."""
+    from moto.server import ThreadedMotoServer  # takes a second to import
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    requests.put(f"{address}/storage", timeout=10).raise_for_status()
+    yield address
+    server.stop()

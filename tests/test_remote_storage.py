@@ -5,24 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import requests
-from moto.server import ThreadedMotoServer
 
-from conftest import stages_run
+from conftest import S3_KEY, stages_run
 
 MODEL = "models/minilm"
-KEY = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret"}
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """The address of a server that speaks S3 and has a bucket `storage`."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    requests.put(f"{address}/storage", timeout=10).raise_for_status()
-    yield address
-    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +22,7 @@ def origin(project, s3, tmp_path_factory):
         "AWS_CONFIG_FILE": str(folder / "none"),
         "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"),
         "AWS_EC2_METADATA_DISABLED": "true",
-        **KEY,
+        **S3_KEY,
     }
     project.dvc("remote", "add", "--default", "storage", "s3://storage/minilm")
     project.dvc("remote", "modify", "storage", "endpointurl", s3)
@@ -92,7 +78,7 @@ def test_pulled_project_is_complete_and_the_run_cache_spares_what_others_ran(clo
 
 def test_experiment_of_another_comes_with_its_model(clone, origin):
     # Credentials in the configuration that git ignores do as well as those in the environment.
-    clone.env = {key: value for key, value in clone.env.items() if key not in KEY}
+    clone.env = {key: value for key, value in clone.env.items() if key not in S3_KEY}
     clone.dvc("remote", "modify", "--local", "storage", "access_key_id", "someone")
     clone.dvc("remote", "modify", "--local", "storage", "secret_access_key", "secret")
     clone.dvc("exp", "pull", "origin", "other")
@@ -131,10 +117,10 @@ def test_failed_pull_says_why_and_leaves_the_model_as_it_was(clone, origin, s3):
         assert "Forbidden" in failure()
     finally:
         requests.post(f"{s3}/moto-api/reset-auth", data=b"inf", timeout=10).raise_for_status()
-    clone.env = {key: value for key, value in clone.env.items() if key not in KEY}
+    clone.env = {key: value for key, value in clone.env.items() if key not in S3_KEY}
     assert "Unable to locate credentials" in failure()
 
-    clone.env |= KEY
+    clone.env |= S3_KEY
     clone.dvc("pull", MODEL)
     assert model_of(clone)["model.safetensors"] != origin.model["model.safetensors"]
 
