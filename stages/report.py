@@ -10,8 +10,6 @@ from minilm.errors import InputError
 from minilm.files import all_or_nothing, read_json, read_table
 from minilm.model.config import MOST_EXPLORED
 from minilm.params import FIELDS, load_params
-from minilm.report import html, plots
-from minilm.report.explorer.page import explorer_page, model_data, read_weights, run_data
 from stages import project_root, run
 
 MODEL, FILM, REPORTS = Path("models/minilm"), Path("models/film.safetensors"), Path("reports")
@@ -22,19 +20,26 @@ def main() -> None:
     """Write the report, and make MLflow's run of the model complete."""
     with ProcessPoolExecutor(1) as pool:
         written = pool.submit(write_report)
-        # MLflow takes as long to import as the report to draw: one core for each.
+        # MLflow and its store take as long to load as the report to draw: one core for each.
         from minilm.tracking.run import warn
+        from minilm.tracking.store import open_store
         from minilm.tracking.sync import sync
 
+        try:
+            opened = open_store(project_root())
+            if not written.exception():  # waits until it is written
+                sync(*opened, project_root(), Path.cwd())
+        except Exception as error:  # MLflow's, SQLAlchemy's, of requests: a view must not fail the pipeline
+            warn(error)
         written.result()
-    try:
-        sync(project_root(), Path.cwd())
-    except Exception as error:  # MLflow's, SQLAlchemy's, those of requests: a view must not fail the pipeline
-        warn(error)
 
 
 def write_report() -> None:
     """Draw the pictures and write the pages."""
+    # Imported here, since the process that waits for MLflow needs no matplotlib.
+    from minilm.report import html, plots
+    from minilm.report.explorer.page import explorer_page, model_data, read_weights, run_data
+
     params = load_params("params.yaml").report
     info = read_info(MODEL)
     print("report:", info.data)

@@ -335,5 +335,5 @@ def test_sync_may_be_stopped_at_any_request_and_repeated(trained, server, monkey
             # Every other time the request has its effect, but the answer is lost.
             left, kind = number, "answer" if number % 2 else "request"
             with pytest.raises((StoreUnavailable, MlflowException, OSError)) if number else nullcontext():
-                syncing.sync(trained.folder, trained.folder)
+                syncing.sync(*open_store(trained.folder), trained.folder, trained.folder)
     assert_complete(server, trained, "none")

@@ -52,7 +52,7 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
     client, experiment = store.open_store(root)
     end_dead_runs(client, experiment, root)
     if (root / MODEL).is_dir():
-        yield MODEL, f"run {sync(root, root)}"
+        yield MODEL, f"run {sync(client, experiment, root, root)}"
     for version in versions(root):
         if not version.experiment or not (model := version.model_info()):
             continue
@@ -66,18 +66,19 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
             try:
                 for name in (MODEL, REPORTS, "params.yaml"):
                     version.files().get(name, f"{folder}/{name}", recursive=True)
-                yield version.experiment, f"run {sync(root, Path(folder), tags)}"
+                yield version.experiment, f"run {sync(client, experiment, root, Path(folder), tags)}"
             except (InputError, OSError) as error:
                 yield version.experiment, f"left out: {store.first_line(error)}"
 
 
-def sync(root: Path, project: Path, tags: Mapping[str, str] | None = None) -> str:
-    """Make the run of a project's model complete; returns the run's id. Raises as `store.open_store`.
+def sync(
+    client: MlflowClient, experiment: str, root: Path, project: Path, tags: Mapping[str, str] | None = None
+) -> str:
+    """Make the run of a project's model complete, in the store that is open; returns the run's id.
 
-    The main folder `root` holds the local store; `project`, which is `root` or an experiment's folder, has
-    models/minilm, reports and params.yaml. `tags` is the run's origin; else git and DVC say it, here and now.
+    The main folder is `root`; `project`, which is `root` or an experiment's folder, has models/minilm, reports
+    and params.yaml. `tags` is the run's origin; else git and DVC say it, here and now.
     """
-    client, experiment = store.open_store(root)
     info = read_info(project / MODEL)
     run = store.find_run(client, experiment, info)
     if tags is None:
