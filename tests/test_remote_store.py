@@ -6,6 +6,7 @@ import itertools
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -18,6 +19,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from werkzeug.serving import make_ssl_devcert
 
 from helpers.servers import Server
 from minilm.tracking import sync as syncing
@@ -196,10 +198,11 @@ def sync(project, ok: bool = True, **env: str) -> str:
 
 
 @contextmanager
-def proxy(server, password: str = "", lose: Callable[[int], str] = lambda _: ""):
+def proxy(server, password: str = "", lose: Callable[[int], str] = lambda _: "", certificate=None):
     """An address from which requests are passed on to the server, or only those that bring the password.
 
-    `lose` says for each, by its number, whether the `request` or its `answer` is lost.
+    `lose` says for each, by its number, whether the `request` or its `answer` is lost. The files of a
+    certificate and its key make it one of HTTPS.
     """
     numbers = itertools.count(1)
     credentials = base64.b64encode(f"{USER}:{password}".encode()).decode()
@@ -236,9 +239,14 @@ def proxy(server, password: str = "", lose: Callable[[int], str] = lambda _: "")
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
         setattr(Handler, f"do_{method}", Handler.pass_on)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            listening.socket = context.wrap_socket(listening.socket, server_side=True)
         threading.Thread(target=listening.serve_forever, args=(0.05,)).start()
         try:
-            yield f"http://127.0.0.1:{listening.server_port}"
+            scheme, host = ("https", "localhost") if certificate else ("http", "127.0.0.1")
+            yield f"{scheme}://{host}:{listening.server_port}"
         finally:
             listening.shutdown()
 
@@ -319,6 +327,16 @@ def test_with_a_password(trained, server, start):
         assert not runs(server)
         sync(trained, **known, MLFLOW_TRACKING_PASSWORD=PASSWORD)
     assert_complete(server, trained, "none")
+
+
+def test_with_a_certificate_of_ones_own(server, tmp_path, monkeypatch):
+    certificate = make_ssl_devcert(str(tmp_path / "own"), host="localhost")
+    with proxy(server, certificate=certificate) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(MlflowException, match="certificate verify failed"):
+            open_store(tmp_path)
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", certificate[0])
+        assert open_store(tmp_path)[1]
 
 
 def test_sync_may_be_stopped_at_any_request_and_repeated(trained, server, monkeypatch):

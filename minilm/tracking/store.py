@@ -56,6 +56,8 @@ def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
     if uri.startswith("http"):
         try:
             requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT)
+        except requests.exceptions.SSLError:
+            pass  # it answers; MLflow has its own settings of certificates to trust
         except requests.RequestException as error:
             raise StoreUnavailable(f"{shown} does not answer ({type(error).__name__})") from None
     # Two processes that make mlflow.db at once destroy it.
