@@ -55,7 +55,7 @@ def test_each_name_leads_to_the_same_page(lab):
     assert page["data"]["sha256"] == TEXT_SHA256
     assert page["data"]["characters"] == {"train": 180, "validation": 11, "test": 14}
     assert page["data"]["WARNING"] == "the BUNDLED SAMPLE TEXT replaces wikitext-2"
-    assert page["data"]["now"] == "data/raw holds this very text"
+    assert page["data"]["now"] == "data/raw holds this very dataset"
     assert page["code"]["commit"].startswith(head[:12])
     assert page["code"]["commit"].endswith("A model")
     assert "UNCOMMITTED" in page["code"]["changes"]
@@ -140,7 +140,7 @@ def test_other_data_and_another_repository(lab):
     assert "in this repository; `git fetch` may bring it" in text
     assert "eval_context: 0" in text
     (lab.root / "data" / "raw" / "train.txt").unlink()
-    assert "a text in data/raw to compare with" in words(lab.text("wider"))
+    assert "a dataset in data/raw to compare with" in words(lab.text("wider"))
 
 
 def test_the_run_of_a_training_that_failed(lab):

@@ -87,7 +87,7 @@ def test_best_is_the_lowest_and_comes_back(queued, monkeypatch):
     assert page["dvc"]["to restore it"] == f"dvc exp apply {ranked[0][1]}"
     assert page["mlflow"]["runs"].keys() == {finished[0].info.run_id}
     assert "BUNDLED SAMPLE TEXT" in page["data"]["WARNING"]
-    assert page["data"]["now"] == "data/raw holds this very text"
+    assert page["data"]["now"] == "data/raw holds this very dataset"
     assert re.fullmatch(r"\w{12} \S+ x", page["code"]["commit"])
     assert "changes" not in page["code"]
 

@@ -183,11 +183,11 @@ class Lineage:
         try:
             texts = [sha256_of(self.root / "data" / "raw" / f"{split}.txt") for split in SPLITS]
         except FileNotFoundError:
-            self.missing.append("a text in data/raw to compare with; `dvc repro download` gets it")
+            self.missing.append("a dataset in data/raw to compare with; `dvc repro download` gets it")
             return found
         if (now := sha256_of("".join(texts).encode())) == found["sha256"]:
-            return found | {"now": "data/raw holds this very text"}
-        self.missing.append(f"the text: data/raw holds another one now, {now[:12]}...")
+            return found | {"now": "data/raw holds this very dataset"}
+        self.missing.append(f"the dataset: data/raw holds another one now, {now[:12]}...")
         return found
 
     def _code(self) -> dict[str, Any]:
