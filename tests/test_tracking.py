@@ -45,12 +45,12 @@ def clone(project, tmp_path):
     return clone
 
 
-def stage(project, name: str, ok: bool = True) -> str:
-    return project.run("python", "-m", f"stages.{name}", ok=ok).stdout
+def stage(project, name: str, **options) -> str:
+    return project.run("python", "-m", f"stages.{name}", **options).stdout
 
 
-def sync(project) -> str:
-    return project.run("python", "-m", "minilm.tracking.sync").stdout
+def sync(project, **options) -> str:
+    return project.run("python", "-m", "minilm.tracking.sync", **options).stdout
 
 
 def ids(project) -> set[str]:
@@ -268,7 +268,7 @@ def test_an_interrupted_training_goes_on_in_its_run(lab):
     assert_trained(lab, run_id)
 
 
-def test_a_failure_is_told_until_the_same_training_succeeds(lab):
+def test_a_training_that_diverges_is_told(lab):
     before = ids(lab)
     lab.set(seed="15", steps="60", learning_rate="10", weight_decay="10")
     (error,) = re.findall("(?m)^error: (.*)", stage(lab, "train", ok=False))
@@ -281,20 +281,32 @@ def test_a_failure_is_told_until_the_same_training_succeeds(lab):
     said = lab.run("python", "-m", "minilm.tracking.lineage", diverged).stdout
     assert f"FAILED errors: - '{error}'" in " ".join(said.split())
 
-    lab.set(steps="4", learning_rate="0.01", weight_decay="0.1")
+
+@pytest.mark.parametrize(
+    ("seed", "store"), [("16", {}), ("19", {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})]
+)
+def test_the_run_of_a_failure_becomes_that_of_the_experiment_that_succeeds(lab, seed, store):
+    before = ids(lab)
+    lab.set(seed=seed)
     models, elsewhere = lab.folder / "models", lab.folder / "elsewhere"
     models.rename(elsewhere)
     models.write_text("a file in the way")
-    (error,) = re.findall("(?m)^error: (.*)", stage(lab, "train", ok=False))
-    (failed,) = ids(lab) - before - {diverged}
+    said = stage(lab, "train", ok=False, DVC_EXP_NAME="first")
+    (failed,) = ids(lab) - before
     run = run_of_id(lab, failed)
-    assert (run.info.status, run.data.tags["error"]) == ("FAILED", error)
+    assert (run.info.status, run.data.tags["dvc_experiments"]) == ("FAILED", "first")
+    assert [run.data.tags["error"]] == re.findall("(?m)^error: (.*)", said)
     models.unlink()
     elsewhere.rename(models)
-    stage(lab, "train")
-    assert ids(lab) == before | {diverged, failed}
-    assert_trained(lab, failed)
-    assert run_of_id(lab, diverged).info.status == "FAILED"
+    stage(lab, "train", DVC_EXP_NAME="second", **store)
+    sync(lab, DVC_EXP_NAME="second")  # adds what the store did not get
+    assert ids(lab) == before | {failed}
+    run = run_of_model(lab)
+    assert (run.info.run_id, run.info.status) == (failed, "FINISHED")
+    assert run.data.tags["dvc_experiments"] == "second"
+    assert "error" not in run.data.tags
+    if not store:
+        assert_trained(lab, failed)
 
 
 def test_experiments_that_make_a_model_are_named_in_its_run(lab):
@@ -336,9 +348,18 @@ def test_experiments_that_make_a_model_are_named_in_its_run(lab):
     lab.dvc("exp", "apply", "hot")
     for file in lab.folder.glob("mlflow.db*"):
         file.rename(file.with_suffix(f"{file.suffix}.away"))
-    said = sync(lab)
-    assert re.search(r"sync: models/minilm: run \w{32}\n", said)
+    params = lab.read("params.yaml")
+    (lab.folder / "params.yaml").write_text(params + "unknown: 1\n")  # holds up the workspace alone
+    said = sync(lab, ok=False)
     assert re.search(r"sync: odd: left out: .*unknown: no such parameter", said)
-    assert set(run_of_model(lab).data.tags["dvc_experiments"].split(", ")) == {"hot", "warm", "other"}
+    assert re.findall(r"sync: (\w+): run", said) == ["other", "warm", "hot"]
+    (lab.folder / "params.yaml").write_text(params)
+    assert re.search(r"sync: models/minilm: run \w{32}\n", sync(lab))
+    run = run_of_model(lab)
+    assert set(run.data.tags["dvc_experiments"].split(", ")) == {"hot", "warm", "other"}
+    kept = history(lab, run.info.run_id, "sample")
+    assert {json.loads(settings)["temperature"] for settings in kept} == {0.8, 1.2, 1.5}
+    samples = files(lab, run.info.run_id, "reports")["samples.txt"].decode()
+    assert samples == lab.read("reports/samples.txt")  # those of the workspace, where hot is
     for file in lab.folder.glob("mlflow.db*.away"):
         file.rename(file.with_suffix(""))

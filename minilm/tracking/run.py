@@ -79,16 +79,15 @@ class LiveRun(NullRun):
         self.client, self.experiment = store.open_store(root)
         self._logged_steps, self._sending = set[int](), list[threading.Thread]()
         end_dead_runs(self.client, self.experiment, root)
+        tags = store.origin_tags() | store.data_tags(data)
+        name = os.environ.get("DVC_EXP_NAME") or f"train {tags.get('git_commit', '')[:7]}".strip()
         if run := interrupted_run(self.client, self.experiment, root, training):
-            self.client.update_run(run.info.run_id, status="RUNNING")
-            if "error" in run.data.tags:
-                self.client.delete_tag(run.info.run_id, "error")
+            self.client.update_run(run.info.run_id, status="RUNNING", name=name)
+            store.set_tags(self.client, run.info.run_id, tags)
             history = self.client.get_metric_history(run.info.run_id, "val_loss")
             self._logged_steps = {point.step for point in history}
         else:
-            tags = store.origin_tags() | store.data_tags(data)
             tags |= {"training": training, "workspace": workspace(root)}
-            name = os.environ.get("DVC_EXP_NAME") or f"train {tags.get('git_commit', '')[:7]}".strip()
             run = self.client.create_run(self.experiment, tags=tags, run_name=name)
             store.log_dataset(self.client, run.info.run_id, data)
         self.run_id = run.info.run_id
@@ -135,10 +134,17 @@ class LiveRun(NullRun):
 
 
 def interrupted_run(client: MlflowClient, experiment: str, root: Path, training: str) -> Run | None:
-    """The run of a training in this workspace that has no model yet."""
-    runs = store.search_runs(client, experiment, f"tags.training = '{training}'")
-    own = [run for run in runs if run.data.tags.get("workspace") == workspace(root)]
-    return next((run for run in own if "model_sha256" not in run.data.tags), None)
+    """The run of a training in this workspace that has no model yet.
+
+    It loses the tags of the attempt that did not end: its error, and its experiment, which made no model.
+    """
+    for run in store.search_runs(client, experiment, f"tags.training = '{training}'"):
+        tags = run.data.tags
+        if tags.get("workspace") == workspace(root) and "model_sha256" not in tags:
+            for key in {"error", "dvc_experiment", "dvc_experiments", "dvc_baseline"} & tags.keys():
+                client.delete_tag(run.info.run_id, key)
+            return client.get_run(run.info.run_id)
+    return None
 
 
 def end_dead_runs(client: MlflowClient, experiment: str, root: Path) -> None:

@@ -43,22 +43,20 @@ def main() -> None:
 
 
 def sync_all(root: Path) -> Iterator[tuple[str, str]]:
-    """Sync the workspace's model, and those of the experiments whose runs are missing or incomplete.
+    """Sync the models of the experiments that the store lacks or does not know of, then the workspace's.
 
-    Yields the name of each and what became of it: one that cannot be read does not hold up the others.
+    Yields the name of each and what became of it: an experiment that cannot be read does not hold up the
+    others.
     """
     from minilm.tracking.lineage import versions  # DVC takes time to import
 
     client, experiment = store.open_store(root)
     end_dead_runs(client, experiment, root)
-    if (root / MODEL).is_dir():
-        yield MODEL, f"run {sync(client, experiment, root, root)}"
-    for version in versions(root):
+    for version in reversed(versions(root)):  # so that a run's newest reports come last
         if not version.experiment or not (model := version.model_info()):
             continue
         run = store.find_run(client, experiment, model)
-        if run and "reports_sha256" in run.data.tags:
-            store.note_experiment(client, run, version.experiment)
+        if run and "reports_sha256" in run.data.tags and version.experiment in store.experiments_of(run):
             continue
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / MODEL).parent.mkdir()
@@ -69,6 +67,8 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
                 yield version.experiment, f"run {sync(client, experiment, root, Path(folder), tags)}"
             except (InputError, OSError) as error:
                 yield version.experiment, f"left out: {store.first_line(error)}"
+    if (root / MODEL).is_dir():
+        yield MODEL, f"run {sync(client, experiment, root, root)}"
 
 
 def sync(
@@ -76,8 +76,8 @@ def sync(
 ) -> str:
     """Make the run of a project's model complete, in the store that is open; returns the run's id.
 
-    The main folder is `root`; `project`, which is `root` or an experiment's folder, has models/minilm, reports
-    and params.yaml. `tags` is the run's origin; else git and DVC say it, here and now.
+    The main folder is `root`; `project`, which is `root` or an experiment's folder, has models/minilm,
+    reports and params.yaml. `tags` is the run's origin; else git and DVC say it, here and now.
     """
     info = read_info(project / MODEL)
     run = store.find_run(client, experiment, info)
@@ -93,13 +93,13 @@ def sync(
         run = client.create_run(experiment, tags={**tags, "restored": "true"}, run_name=name)
     run_id = run.info.run_id
     store.set_tags(client, run_id, {key: value for key, value in tags.items() if key not in run.data.tags})
-    store.note_experiment(client, run, tags.get("dvc_experiment"))
     if not (run.inputs and run.inputs.dataset_inputs):
         store.log_dataset(client, run_id, info.data)
     if (project / REPORTS / "loss.csv").is_file():
         _log_curves(client, run_id, project / REPORTS)
     _log_results(client, run, project, info)
     log_model(client, run_id, project / MODEL)
+    store.note_experiment(client, run, tags.get("dvc_experiment"))  # last: then it has all of the experiment
     if run.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
     return run_id
