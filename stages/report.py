@@ -1,5 +1,6 @@
 """report: what train, evaluate and sample wrote -> pictures and pages in reports/, and the run in MLflow."""
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def main() -> None:
     """Write the report, and make MLflow's run of the model complete."""
     with ProcessPoolExecutor(1) as pool:
         written = pool.submit(write_report)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")  # `make sync` is patient
         # MLflow and its store take as long to load as the report to draw: one core for each.
         from minilm.tracking.run import warn
         from minilm.tracking.store import open_store

@@ -113,8 +113,7 @@ class LiveRun(NullRun):
         earlier = store.find_run(self.client, self.experiment, model)
         if earlier and earlier.info.run_id != self.run_id:
             self.on = False  # first, since a report may be under way to the deleted run
-            self.client.delete_run(self.run_id)
-            store.note_experiment(self.client, earlier, os.environ.get("DVC_EXP_NAME"))
+            self.client.delete_run(self.run_id)  # the report stage adds this experiment to the earlier one
         else:
             store.set_tags(self.client, self.run_id, store.model_tags(model))
 

@@ -44,10 +44,11 @@ def store_uri(root: Path) -> str:
 
 
 def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
-    """A client of the store, and the id of the experiment `minilm` in it, made if missing and `create`.
+    """A client of the store, and the id of the experiment `minilm` in it.
 
-    Raises StoreUnavailable if it does not answer, is missing and not to be made, or MLflow misreads its path;
-    MlflowException if the server refuses.
+    `create` makes what is missing; without it the store is only read. Raises StoreUnavailable if it does not
+    answer, is missing and not to be made, MLflow misreads its path, or it is to be written to and its folder
+    was moved; MlflowException if the server refuses.
     """
     uri, local = store_uri(root), f"sqlite:///{root / 'mlflow.db'}"
     shown, database = without_password(uri), uri.removeprefix("sqlite:///")
@@ -62,15 +63,21 @@ def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
             raise StoreUnavailable(f"{shown} does not answer ({type(error).__name__})") from None
     # Two processes that make mlflow.db at once destroy it.
     with FileLock(root / "mlflow.db.lock") if uri == local else nullcontext():
+        # In a queued experiment the working folder is temporary; the artifacts must outlive it.
+        artifacts = (root / "mlruns").as_uri() if uri == local else None
         # The client makes a database that is missing.
         if create or database == uri or Path(database).is_file():
             client = MlflowClient(uri)
             if experiment := client.get_experiment_by_name(EXPERIMENT):
+                if create and artifacts not in (None, experiment.artifact_location):
+                    # MLflow would put new artifacts there, and has no way to change it.
+                    raise StoreUnavailable(
+                        f"{shown} keeps its artifacts in {experiment.artifact_location}: the project was moved "
+                        "or copied; move it back, or remove mlflow.db and mlruns and run `make sync`"
+                    )
                 return client, experiment.experiment_id
         if not create:
             raise StoreUnavailable(f"there is no MLflow store at {shown}; `dvc repro` makes one")
-        # In a queued experiment the working folder is temporary; the artifacts must outlive it.
-        artifacts = (root / "mlruns").as_uri() if uri == local else None
         return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
 
 
