@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -81,9 +82,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _seconds(text: str) -> float:
     """A time that is worth measuring."""
-    if not 1 <= (seconds := float(text)) <= 10**7:
-        raise ValueError
-    return seconds
+    with suppress(ValueError):
+        if 1 <= (seconds := float(text)) <= 10**7:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10,000,000")
 
 
 def joined(words: list[str]) -> list[str]:
@@ -101,7 +103,7 @@ def train(overrides: dict[str, str], seconds: float | None) -> int:
     """Write the overrides into params.yaml and run the experiment; returns DVC's exit status.
 
     With `seconds`, the number of steps that take about so long is measured first and written there too, so
-    that the result can be reproduced from params.yaml like any other.
+    that the result can be reproduced from params.yaml like any other; at most half of them are warmup.
     """
     for key in ("dataset", "init_from"):
         if overrides.get(key):
@@ -122,9 +124,12 @@ def train(overrides: dict[str, str], seconds: float | None) -> int:
         if measured.returncode:
             return measured.returncode
         steps = int(measured.stdout.split()[-1])
-        load_params(PARAMS, {"steps": str(steps)})  # they may be too few for warmup_steps
-        write_params({"steps": steps})
-        print(f"{steps:,} steps take about {seconds:g} s here; steps in params.yaml is now {steps}")
+        warmup_steps = min(params.train.warmup_steps, steps // 2)
+        write_params({"steps": steps, "warmup_steps": warmup_steps})
+        print(
+            f"{steps:,} steps take about {seconds:g} s here; params.yaml now has steps {steps} and warmup_steps "
+            f"{warmup_steps}; `dvc exp run` repeats or resumes this training"
+        )
     return run_to_its_end([sys.executable, "-m", "dvc", "exp", "run"], env)
 
 

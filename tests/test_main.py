@@ -153,6 +153,14 @@ def test_seconds_go_with_train_and_without_steps(words, monkeypatch, capsys):
     assert "--seconds" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["0.5", "nan", "1e8", "ten"])
+def test_a_time_out_of_range_is_refused_with_the_range(value, monkeypatch, capsys):
+    monkeypatch.setattr(main.sys, "argv", ["main.py", "--train", "--seconds", value])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert f"--seconds: '{value}' is not a number from 1 to 10,000,000\n" in capsys.readouterr().err
+
+
 def test_as_many_steps_as_fit_into_a_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = "to be or not to be, that is the question. " * 100
