@@ -127,8 +127,8 @@ def train(overrides: dict[str, str], seconds: float | None) -> int:
         warmup_steps = min(params.train.warmup_steps, steps // 2)
         write_params({"steps": steps, "warmup_steps": warmup_steps})
         print(
-            f"{steps:,} steps take about {seconds:g} s here; params.yaml now has steps {steps} and warmup_steps "
-            f"{warmup_steps}; `dvc exp run` repeats or resumes this training"
+            f"{steps:,} steps take about {seconds:g} s here; params.yaml now has steps {steps} and "
+            f"warmup_steps {warmup_steps}; `dvc exp run` repeats or resumes this training"
         )
     return run_to_its_end([sys.executable, "-m", "dvc", "exp", "run"], env)
 

@@ -74,15 +74,14 @@ def main() -> None:
     candidates = {change or RECIPE: params for change, params in candidates.items()}
     if arguments.seconds:
         candidates = of_equal_time(candidates, data, arguments.seconds)
-    trials = [
-        trial(name, params, seed, data)
-        for seed in tqdm(arguments.seeds, desc="seeds")
-        for name, params in candidates.items()
-    ]
-    with arguments.output.open("w", newline="") as file:
+    trials = []
+    with arguments.output.open("w", newline="", buffering=1) as file:  # line by line: a training may fail
         writer = csv.writer(file)
         writer.writerow(Trial._fields)
-        writer.writerows(trials)
+        for seed in tqdm(arguments.seeds, desc="seeds"):
+            for name, params in candidates.items():
+                trials.append(trial(name, params, seed, data))
+                writer.writerow(trials[-1])
     print(f"{arguments.text.name}, recipe {arguments.recipe}; {conditions()}\n\n{table(trials)}")
 
 

@@ -3,7 +3,9 @@
 import json
 import platform
 import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from scipy import stats
 from benchmarks import bench, ladder
 from benchmarks.plain import PlainGPT
 from minilm import MiniGPT, ModelConfig, train
+from minilm.errors import TrainingDiverged
 from minilm.params import load_params
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +65,20 @@ def test_a_ladder_trains_each_candidate_with_each_seed_and_pairs_them():
     wide = {"narrow": params, "wide": params.model_copy(update={"batch_size": 400})}
     narrow, wide = ladder.of_equal_time(wide, data, 10).values()
     assert narrow.steps > wide.steps
+
+
+def test_a_ladder_that_fails_keeps_the_trials_before(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 100)
+    done = ladder.Trial(ladder.RECIPE, 1, 6, 384, 0.5, 2.25)
+    monkeypatch.setattr(
+        ladder, "trial", Mock(side_effect=[done, TrainingDiverged("step 3: the loss is inf")])
+    )
+    words = ["ladder", f"{tmp_path}/text.txt", "learning_rate=9", "--output", f"{tmp_path}/trials.csv"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(TrainingDiverged):
+        ladder.main()
+    _, row = (tmp_path / "trials.csv").read_text().splitlines()
+    assert row == "the recipe,1,6,384,0.5,2.25"
 
 
 @pytest.mark.parametrize("count", range(2, 11))
