@@ -72,8 +72,8 @@ def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
                 if create and artifacts not in (None, experiment.artifact_location):
                     # MLflow would put new artifacts there, and has no way to change it.
                     raise StoreUnavailable(
-                        f"{shown} keeps its artifacts in {experiment.artifact_location}: the project was moved "
-                        "or copied; move it back, or remove mlflow.db and mlruns and run `make sync`"
+                        f"{shown} keeps its artifacts in {experiment.artifact_location}: the project was "
+                        "moved or copied; move it back, or remove mlflow.db and mlruns and run `make sync`"
                     )
                 return client, experiment.experiment_id
         if not create:

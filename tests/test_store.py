@@ -1,0 +1,27 @@
+"""Where the MLflow store is, and when it is not opened."""
+
+import socket
+import time
+
+import pytest
+
+from minilm.tracking.store import StoreUnavailable, open_store
+
+
+def test_a_server_that_accepts_and_is_silent_is_given_up_within_a_second(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="does not answer"):
+            open_store(tmp_path)
+        assert time.monotonic() - began < 1
+
+
+def test_a_moved_store_is_read_but_not_written_to(tmp_path):
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    _, experiment = open_store(tmp_path / "before")
+    (tmp_path / "before" / "mlflow.db").rename(tmp_path / "after" / "mlflow.db")
+    assert open_store(tmp_path / "after", create=False)[1] == experiment
+    with pytest.raises(StoreUnavailable, match=r"before/mlruns: the project was moved or copied; .*make sync"):
+        open_store(tmp_path / "after")
