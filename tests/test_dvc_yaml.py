@@ -26,9 +26,12 @@ NOT_A_DEPENDENCY = {
     "stages/__init__.py": "only starts the stage and shows its errors",
 }
 LOADED = """
-import json, sys
+import ast, json, sys
 from pathlib import Path
 import stages.{stage}
+for node in ast.walk(ast.parse(Path("stages/{stage}.py").read_text())):
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        exec(ast.unparse(node))  # also what only a function imports
 files = [Path(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)]
 files = [file.resolve() for file in files if file.is_file()]
 inside = [f.relative_to(Path.cwd()).as_posix() for f in files if f.is_relative_to(Path.cwd())]
@@ -38,7 +41,7 @@ print(json.dumps([[f for f in inside if not f.startswith(".venv/")], list(sys.mo
 
 @pytest.fixture(scope="module")
 def loaded():
-    """For each stage: this project's files and all modules that a process which imports it holds."""
+    """For each stage: this project's files and all modules that a process holds which imports what it does."""
     processes = {
         stage: subprocess.Popen(
             [sys.executable, "-c", LOADED.format(stage=stage)], cwd=ROOT, stdout=subprocess.PIPE
