@@ -32,7 +32,7 @@ lint: .venv/dev
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m mypy
 
-# MLflow's page with one worker and no job runner: a fifth of the memory and half of the start-up time.
+# MLflow's UI with one worker and no job runner: a fifth of the memory and half of the start-up time.
 # Where the port is in use, MLflow would end as if all were well.
 ui: .venv/installed
 	@.venv/bin/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || \

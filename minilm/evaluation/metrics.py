@@ -7,7 +7,7 @@ class Meaning(NamedTuple):
     """What a metric is."""
 
     name: str
-    unit: str  # "%" shows a share of 1 as per cent
+    unit: str  # "%" shows a share of 1 as a percentage
     text: str  # one line for who meets it for the first time
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from minilm.data.corpus import SAMPLE_FOLDER
-from minilm.errors import InputError
+from minilm.errors import UserError
 from minilm.files import all_or_nothing, replace_what_cannot_be_shown
 from minilm.generation.config import Sampling
 from minilm.params import SampleParams
@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         compare(arguments.a, arguments.b, arguments.out)
-    except (InputError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -42,9 +42,9 @@ function filmPanel(page) {
     const frame = options(Number(slider.value)), before = latest(prompt.value).slice(-block_size).join("");
     const ids = client.encode(before);
     const next = await client.logits(ids, frame);
-    const chances = before ? probabilitiesOf(next, ids.length - 1, vocab_size) : [];
-    const best = descending(chances).slice(0, 8);
-    bars.show(best.map(id => ({ character: vocabulary[id], after: chances[id] })), { scale: 1 });
+    const probabilities = before ? probabilitiesOf(next, ids.length - 1, vocab_size) : [];
+    const best = descending(probabilities).slice(0, 8);
+    bars.show(best.map(id => ({ character: vocabulary[id], after: probabilities[id] })), { scale: 1 });
     ({ attention } = await client.inside(passage, frame));
     drawHeads();
     sample.replaceChildren(element("b", { textContent: before }));

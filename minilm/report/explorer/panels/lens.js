@@ -21,16 +21,16 @@ function lensPart(page) {
       const end = layer === lens.length - 1 ? ", the end" : "";
       const name = layer ? `block ${layer}${end}` : "embedding";
       return line(name, "said", column => {
-        const chances = probabilitiesOf(logits, column, size);
-        const best = chances.indexOf(chances.reduce((a, b) => Math.max(a, b)));
+        const probabilities = probabilitiesOf(logits, column, size);
+        const best = probabilities.indexOf(probabilities.reduce((a, b) => Math.max(a, b)));
         const sign = page.current.vocabulary[best];
         const right = sign === characters[start + column + 1];
         const cell = element("td", {
           textContent: visible(sign),
-          title: `${spoken(sign)}: ${percent(chances[best])}${right ? ", right" : ""}`,
+          title: `${spoken(sign)}: ${percent(probabilities[best])}${right ? ", right" : ""}`,
           className: right ? "right" : "",
         });
-        cell.style.setProperty("--share", `${80 * chances[best]}%`);
+        cell.style.setProperty("--share", `${80 * probabilities[best]}%`);
         return cell;
       });
     });

@@ -69,7 +69,7 @@ function switchesPart(page, { switched, off }) {
           ? `Loss ${loss} with ${count} ${count > 1 ? "parts" : "part"} off, ${before} with all on: ` +
             `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(3)}.`
           : `Loss ${loss} with all parts on.`;
-      const best = descending(now.next.map((chance, id) => Math.max(chance, whole.next[id])));
+      const best = descending(now.next.map((probability, id) => Math.max(probability, whole.next[id])));
       bars.show(best.slice(0, 8).map(id => ({
         character: page.current.vocabulary[id], before: whole.next[id], after: now.next[id],
       })));

@@ -111,23 +111,23 @@ function writePanel(page) {
     page.find("next-rest").textContent = "";
     if (!logits) return bars.show([]);
 
-    const chances = distribution(logits, values);
-    const ranked = descending(chances.before);
+    const probabilities = distribution(logits, values);
+    const ranked = descending(probabilities.before);
     // Which limit cuts a character off: the first in the order of `limit` that does.
     const byTopK = distribution(logits, { ...values, topP: 1, minP: 0 }).after;
     const byTopP = distribution(logits, { ...values, minP: 0 }).after;
     const cutBy = id => {
-      if (chances.after[id] > 0) return undefined;
+      if (probabilities.after[id] > 0) return undefined;
       if (id === UNKNOWN_ID) return "never drawn";
       if (values.temperature === 0) return "not first";
       return byTopK[id] === 0 ? "top_k" : byTopP[id] === 0 ? "top_p" : "min_p";
     };
     const rows = ranked.slice(0, 14).map(id => ({
-      character: vocabulary[id], before: chances.before[id], after: chances.after[id], cut: cutBy(id),
+      character: vocabulary[id], before: probabilities.before[id], after: probabilities.after[id], cut: cutBy(id),
     }));
     bars.show(rows, { marked: characters[before.length] ?? null });
-    const share = ranked.slice(14).reduce((sum, id) => sum + chances.before[id], 0);
-    const left = ranked.filter(id => chances.after[id] > 0).length;
+    const share = ranked.slice(14).reduce((sum, id) => sum + probabilities.before[id], 0);
+    const left = ranked.filter(id => probabilities.after[id] > 0).length;
     page.find("next-rest").textContent =
       `${left} of ${vocabulary.length} characters can be drawn. ` +
       (ranked.length > 14 ? `Not shown are ${ranked.length - 14}, together ${percent(share)}.` : "");
