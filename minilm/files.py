@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, digested, read."""
+"""Files: where the stages have theirs, and how they are written whole or not at all, digested, read."""
 
 import csv
 import hashlib
@@ -17,7 +17,15 @@ from typing import Any
 from minilm.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+# What the stages write, in the project's folder or that of an experiment.
+RAW, INITIAL, ENCODED = Path("data/raw"), Path("data/initial_model"), Path("data/encoded")
+MODEL, FILM, REPORTS = Path("models/minilm"), Path("models/film.safetensors"), Path("reports")
 UNFINISHED = ".unfinished-minilm-"  # how the names of temporary folders begin, as .gitignore knows
+
+
+def project_root() -> Path:
+    """The main workspace, also while a queued experiment runs in a temporary folder."""
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
 
 
 @contextmanager

@@ -35,11 +35,6 @@ def run(story: Callable[[], None]) -> None:
         raise
 
 
-def project_root() -> Path:
-    """The main workspace, also while a queued experiment runs in a temporary folder."""
-    return Path(os.environ.get("DVC_ROOT", ".")).absolute()
-
-
 def _require_own_library() -> None:
     """An experiment must not run another folder's code."""
     found = Path(minilm.__file__).parent.resolve()

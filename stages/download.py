@@ -10,11 +10,10 @@ from minilm.checkpoint import CONFIG, INIT_FROM, TOKENIZER, WEIGHTS, read_info
 from minilm.data.corpus import LEAST_CHARACTERS, SAMPLE_FOLDER, is_hub_name, open_corpus
 from minilm.data.provenance import Source
 from minilm.errors import InputError
-from minilm.files import all_or_nothing, expand_home
+from minilm.files import INITIAL, RAW, all_or_nothing, expand_home, project_root
 from minilm.params import load_params
-from stages import project_root, run
+from stages import run
 
-RAW, INITIAL = Path("data/raw"), Path("data/initial_model")
 # A link to the local text that this stage may read: the bundled sample or one's own. DVC hashes its target,
 # and so notices when that changes, wherever it is.
 LOCAL_TEXT = Path("data/local_text")
@@ -73,7 +72,7 @@ def copy_initial_model(init_from: str) -> None:
 
 def locate(dataset: str) -> Path:
     """Where one's own text lies: of what git tracks this checkout's copy, else the main workspace's."""
-    root = project_root().resolve()
+    root = project_root()
     path = (root / expand_home(dataset)).resolve()
     return Path.cwd() / path.relative_to(root) if is_tracked(path, root) else path
 

@@ -1,16 +1,12 @@
 """encode: data/raw -> data/encoded/{train,validation,test}.npy and tokenizer.json."""
 
-from pathlib import Path
-
 from minilm.checkpoint import INIT_FROM, TOKENIZER
 from minilm.data.batches import write_tokens
 from minilm.data.provenance import Source
 from minilm.data.tokenizer import CharTokenizer, describe_unknown
-from minilm.files import SPLITS, all_or_nothing, read_pieces
+from minilm.files import ENCODED, INITIAL, RAW, SPLITS, all_or_nothing, read_pieces
 from minilm.params import load_params
 from stages import run
-
-RAW, INITIAL, ENCODED = Path("data/raw"), Path("data/initial_model"), Path("data/encoded")
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """evaluate: models/minilm and data/encoded -> in reports/ metrics.json, evaluation.json and three tables."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from minilm import checkpoint
@@ -11,12 +10,11 @@ from minilm.device import choose_device, choose_precision
 from minilm.evaluation.heads import head_scores
 from minilm.evaluation.ngram import ORDER, ngram_losses
 from minilm.evaluation.scoring import evaluate, surprisals
-from minilm.files import all_or_nothing, write_table
+from minilm.files import ENCODED, MODEL, REPORTS, all_or_nothing, write_table
 from minilm.model.gpt import MiniGPT
 from minilm.params import load_params
 from stages import run
 
-MODEL, ENCODED, REPORTS = Path("models/minilm"), Path("data/encoded"), Path("reports")
 SHOWN = 1500  # characters of reports/surprisal.html
 
 

@@ -8,12 +8,11 @@ import numpy as np
 
 from minilm.checkpoint import WEIGHTS, read_info
 from minilm.errors import InputError
-from minilm.files import all_or_nothing, read_json, read_table
+from minilm.files import FILM, MODEL, REPORTS, all_or_nothing, project_root, read_json, read_table
 from minilm.model.config import MOST_EXPLORED
 from minilm.params import FIELDS, load_params
-from stages import project_root, run
+from stages import run
 
-MODEL, FILM, REPORTS = Path("models/minilm"), Path("models/film.safetensors"), Path("reports")
 LINKS = {"The report of this run": "report.html", "Surprisal, character by character": "surprisal.html"}
 
 

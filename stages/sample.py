@@ -1,7 +1,6 @@
 """sample: models/minilm -> what it writes after the prompt, and where its heads look, in reports/."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,13 @@ import torch
 from minilm import checkpoint
 from minilm.data.tokenizer import CharTokenizer, describe_unknown
 from minilm.device import choose_device
-from minilm.files import all_or_nothing
+from minilm.files import MODEL, REPORTS, all_or_nothing
 from minilm.generation.config import Sampling
 from minilm.generation.kv_cache import sample_ids, useful_threads
 from minilm.model.gpt import MiniGPT
 from minilm.params import SampleParams, load_params
 from stages import run
 
-MODEL, REPORTS = Path("models/minilm"), Path("reports")
 # Characters whose attention is shown: those of the prompt, extended by the first sample's to the least.
 LEAST_SHOWN, MOST_SHOWN = 24, 48
 

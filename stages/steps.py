@@ -5,10 +5,10 @@ Not a stage of the pipeline: main.py writes the number into params.yaml, from wh
 
 import sys
 import time
-from pathlib import Path
 
 from minilm.data.batches import open_tokens
 from minilm.data.tokenizer import CharTokenizer
+from minilm.files import ENCODED
 from minilm.model.config import ModelConfig
 from minilm.model.gpt import MiniGPT
 from minilm.params import TrainParams, load_params
@@ -16,7 +16,6 @@ from minilm.training.distributed import Workers, join_workers
 from minilm.training.loop import Training
 from stages import run
 
-ENCODED = Path("data/encoded")
 MEASURED = 3.0  # seconds of training; less where the whole time is short
 
 

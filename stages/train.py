@@ -10,6 +10,7 @@ from minilm.data.batches import open_tokens
 from minilm.data.provenance import Source
 from minilm.data.tokenizer import CharTokenizer
 from minilm.device import choose_device, choose_precision, describe_environment
+from minilm.files import ENCODED, FILM, INITIAL, MODEL, RAW, REPORTS, project_root
 from minilm.model.config import ModelConfig
 from minilm.model.cpu_kernels import prepare_compiler
 from minilm.model.gpt import MiniGPT
@@ -23,10 +24,7 @@ from minilm.training.loop import train
 from minilm.training.memory import explain_lack_of_memory
 from minilm.training.reports import Report, write_reports
 from minilm.training.snapshots import Snapshots, one_at_a_time
-from stages import project_root, run
-
-ENCODED, INITIAL = Path("data/encoded"), Path("data/initial_model")
-MODEL, FILM, REPORTS = Path("models/minilm"), Path("models/film.safetensors"), Path("reports")
+from stages import run
 
 
 def main(track: bool = True) -> None:
@@ -40,7 +38,7 @@ def main(track: bool = True) -> None:
 
 def train_model(all_params: Params, workers: Workers, track: bool = True) -> None:
     """What each process does; of several, the first alone writes files, logs and messages."""
-    params, source = all_params.train, Source.load(Path("data/raw/source.json"))
+    params, source = all_params.train, Source.load(RAW / "source.json")
     tokenizer = CharTokenizer.load(ENCODED / "tokenizer.json")
     initial = (INITIAL / checkpoint.INIT_FROM).read_text(encoding="utf-8")
     with explain_lack_of_memory(None, params, workers.count):

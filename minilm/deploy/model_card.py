@@ -13,7 +13,8 @@ from minilm.checkpoint import ModelInfo
 from minilm.data.tokenizer import CharTokenizer
 from minilm.deploy.hf_architectures import Architecture
 from minilm.evaluation.metrics import MEANINGS
-from minilm.files import read_json
+from minilm.files import REPORTS, read_json
+from minilm.params import SampleParams
 
 # Of the texts that MiniLM knows, which are English; a model can reproduce parts of its text.
 LICENSES = {"sample": "mit", "hub:Salesforce/wikitext": "cc-by-sa-3.0"}
@@ -27,7 +28,7 @@ def model_card(
     metrics: Mapping[str, float],
 ) -> str:
     """The card, in Markdown with YAML front matter; the metrics may be none."""
-    prompt = "The "
+    prompt = SampleParams().prompt
     if tokenizer.unknown_characters(prompt) or info.config.block_size <= len(prompt):
         prompt = next(filter(str.isalpha, tokenizer.characters), tokenizer.characters[0])
     kind, *hub = info.data.origin.split(":")
@@ -59,7 +60,7 @@ def model_card(
 
 def find_metrics(folder: Path, model_sha256: str) -> dict[str, float]:
     """The metrics of a model folder PROJECT/models/NAME from PROJECT/reports, if they are this model's."""
-    reports = folder.resolve().parent.parent / "reports"
+    reports = folder.resolve().parent.parent / REPORTS
     try:
         is_this_model = read_json(reports / "evaluation.json")["model_sha256"] == model_sha256
         metrics = read_json(reports / "metrics.json") if is_this_model else {}

@@ -11,7 +11,6 @@ It only reads, and prints YAML; under `missing` stands what it cannot find.
 import argparse
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections import ChainMap
@@ -24,13 +23,11 @@ from dvc.api import DVCFileSystem
 
 from minilm.checkpoint import CONFIG, ModelInfo, parse_info, read_info
 from minilm.errors import InputError, UserError
-from minilm.files import SPLITS, sha256_of
+from minilm.files import MODEL, RAW, SPLITS, project_root, sha256_of
 from minilm.params import FIELDS
 from minilm.tracking import store
 
 from mlflow.entities import Run, RunData  # isort: skip - store sets up MLflow
-
-MODEL = "models/minilm"
 
 
 class Version(NamedTuple):
@@ -76,12 +73,12 @@ def versions(root: Path, all_commits: bool = True) -> list[Version]:
         for commit in json.loads(done.stdout)
         for experiment in [*(commit["experiments"] or []), {"name": "", "revs": [commit]}]
         for state in experiment["revs"] or []
-        if state["data"] and MODEL in state["data"]["outs"]
+        if state["data"] and str(MODEL) in state["data"]["outs"]
     ]
     found = []
     for data, experiment, baseline in sorted(states, key=lambda state: not state[1]):
         metrics = ChainMap(*(file.get("data") or {} for file in data["metrics"].values()))
-        digest = data["outs"][MODEL]["hash"]
+        digest = data["outs"][str(MODEL)]["hash"]
         found.append(Version(root, data["rev"], experiment, baseline, digest, dict(metrics)))
     return found
 
@@ -181,7 +178,7 @@ class Lineage:
         if found.get("fallback_for"):
             found["WARNING"] = f"the BUNDLED SAMPLE TEXT replaces {found['fallback_for']}"
         try:
-            texts = [sha256_of(self.root / "data" / "raw" / f"{split}.txt") for split in SPLITS]
+            texts = [sha256_of(self.root / RAW / f"{split}.txt") for split in SPLITS]
         except FileNotFoundError:
             self.missing.append("a dataset in data/raw to compare with; `dvc repro download` gets it")
             return found
@@ -244,7 +241,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="print the parameters at their defaults too")
     arguments = parser.parse_args()
     try:
-        root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+        root = project_root()
         page = Lineage(root, arguments.model).page(arguments.all)
         shown = "utf" in (sys.stdout.encoding or "").lower()  # else YAML writes \\u2603
         print(yaml.safe_dump(page, sort_keys=False, allow_unicode=shown, width=100), end="")

@@ -9,7 +9,6 @@ eval_context than the best is marked, since more context makes the figure lower.
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import pandas
 
 from minilm.errors import InputError, UserError
-from minilm.files import replace_what_cannot_be_shown
+from minilm.files import project_root, replace_what_cannot_be_shown
 from minilm.params import FIELDS, SampleParams, experiment_command, load_params, text_of
 from minilm.tracking import store
 from minilm.tracking.lineage import Lineage
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", default="", metavar="SHA", help="beginning of the dataset's SHA-256")
     parser.add_argument("--champion", action="store_true", help="register the best on the champion's dataset")
     arguments = parser.parse_args()
-    root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    root = project_root()
     try:
         client, experiment = store.open_store(root, create=False)
         champion = _champion(client) if arguments.champion else None

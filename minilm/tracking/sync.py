@@ -7,7 +7,6 @@ report stage does it for the model in the workspace.
 """
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -17,7 +16,15 @@ from pathlib import Path
 
 from minilm.checkpoint import ModelInfo, read_info
 from minilm.errors import InputError, UserError
-from minilm.files import read_json, read_table, replace_what_cannot_be_shown, sha256_of
+from minilm.files import (
+    MODEL,
+    REPORTS,
+    project_root,
+    read_json,
+    read_table,
+    replace_what_cannot_be_shown,
+    sha256_of,
+)
 from minilm.params import load_params
 from minilm.tracking import store
 from minilm.tracking.run import end_dead_runs, interrupted_run
@@ -28,13 +35,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-MODEL, REPORTS = "models/minilm", "reports"
-
 
 def main() -> None:
     """Sync the workspace and the experiments."""
     replace_what_cannot_be_shown()
-    root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    root = project_root()
     try:
         for name, outcome in sync_all(root):
             print(f"sync: {name}: {outcome}")
@@ -63,12 +68,12 @@ def sync_all(root: Path) -> Iterator[tuple[str, str]]:
             tags = {"dvc_experiment": version.experiment, "git_commit": version.baseline}
             try:
                 for name in (MODEL, REPORTS, "params.yaml"):
-                    version.files().get(name, f"{folder}/{name}", recursive=True)
+                    version.files().get(str(name), f"{folder}/{name}", recursive=True)
                 yield version.experiment, f"run {sync(client, experiment, root, Path(folder), tags)}"
             except (InputError, OSError) as error:
                 yield version.experiment, f"left out: {store.first_line(error)}"
     if (root / MODEL).is_dir():
-        yield MODEL, f"run {sync(client, experiment, root, root)}"
+        yield str(MODEL), f"run {sync(client, experiment, root, root)}"
 
 
 def sync(
