@@ -41,7 +41,7 @@ print(json.dumps([[f for f in inside if not f.startswith(".venv/")], list(sys.mo
 
 @pytest.fixture(scope="module")
 def loaded():
-    """For each stage: this project's files and all modules that a process holds which imports what it does."""
+    """For each stage: this project's files and all modules that a process holds which imports the same."""
     processes = {
         stage: subprocess.Popen(
             [sys.executable, "-c", LOADED.format(stage=stage)], cwd=ROOT, stdout=subprocess.PIPE

@@ -177,7 +177,7 @@ def _with_holdout(splits: Mapping[str, Pieces], fraction: float, blocks: int) ->
     """Give each missing split its share of each block of the training text, test the end of it."""
     sharing = ("train", *(split for split in SPLITS if split not in splits))
     if sharing == ("train",):
-        return splits
+        return {split: splits[split] for split in SPLITS}  # the dataset's digest depends on the order
     text = splits["train"]
     length = sum(map(len, text()))
     # Where each stretch of the text ends, and which split has it.
