@@ -86,7 +86,8 @@ class SelfAttention(nn.Module):
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of all heads: (B, T, C) -> three (B, H, T, D)."""
         batch, time, _ = x.shape
-        qkv = self.qkv(x).view(batch, time, 3, self.config.num_heads, self.config.head_dim)
+        qkv = self.qkv(x)  # (B, T, 3 C)
+        qkv = qkv.view(batch, time, 3, self.config.num_heads, self.config.head_dim)  # (B, T, 3, H, D)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).contiguous()  # three (B, H, T, D)
         if self.config.qk_norm:
             query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
@@ -108,7 +109,7 @@ class SelfAttention(nn.Module):
         """softmax(Q Kᵀ / sqrt(D) + mask), whose rows sum to 1: two (B, H, T, D) -> (B, H, T, T)."""
         scores = query @ key.transpose(-2, -1)  # (B, H, T, T), each query with each key
         scores = scores / math.sqrt(self.config.head_dim)  # keeps their variance at 1, whatever D is
-        scores = scores + self.mask(query)
+        scores = scores + self.mask(query)  # (T, T) for all, or with ALiBi (H, T, T)
         return scores.softmax(-1)
 
     def mask(self, query: Tensor) -> Tensor:
@@ -148,7 +149,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return self.dropout(self.projection(self.activate(self.expand(x))))
+        x = self.activate(self.expand(x))  # (B, T, hidden)
+        return self.dropout(self.projection(x))  # (B, T, C)
 
     def activate(self, x: Tensor) -> Tensor:
         """The non-linearity: (..., widened) -> (..., hidden)."""
@@ -158,7 +160,7 @@ class MLP(nn.Module):
             return F.gelu(x, approximate="tanh")
         if self.activation == "relu2":
             return relu(x).square()
-        gate, value = x.chunk(2, dim=-1)
+        gate, value = x.chunk(2, dim=-1)  # two (..., hidden)
         return F.silu(gate) * value
 
 
@@ -250,11 +252,11 @@ class MiniGPT(nn.Module):
             )
         x = self.token_embedding(ids)  # (B, T, C)
         if self.config.position == "learned":
-            x = x + self.position_embedding.weight[:time]
+            x = x + self.position_embedding.weight[:time]  # plus (T, C)
         elif self.config.position == "sinusoidal":
-            x = x + self.position_table[:time]
+            x = x + self.position_table[:time]  # plus (T, C)
         if self.config.ngram_embedding > 1:
-            x = x + self.ngram_embedding(ids)
+            x = x + self.ngram_embedding(ids)  # plus (B, T, C)
         # In mixed precision the residual stream is in the lower one too, which saves casts at each part.
         return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
