@@ -55,7 +55,7 @@ def test_each_name_leads_to_the_same_page(lab):
     assert page["data"]["sha256"] == TEXT_SHA256
     assert page["data"]["characters"] == {"train": 180, "validation": 11, "test": 14}
     assert page["data"]["WARNING"] == "the BUNDLED SAMPLE TEXT replaces wikitext-2"
-    assert page["data"]["now"] == "data/raw holds this very dataset"
+    assert page["data"]["now"] == "data/raw holds this dataset"
     assert page["code"]["commit"].startswith(head[:12])
     assert page["code"]["commit"].endswith("A model")
     assert "UNCOMMITTED" in page["code"]["changes"]

@@ -83,11 +83,11 @@ def test_best_is_the_lowest_and_comes_back(queued, monkeypatch):
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{queued.folder / 'mlflow.db'}")
     monkeypatch.chdir(queued.folder)
-    page = Lineage(queued.folder, str(weights.parent)).page()
+    page = Lineage(queued.folder, str(weights.parent)).describe()
     assert page["dvc"]["to restore it"] == f"dvc exp apply {ranked[0][1]}"
     assert page["mlflow"]["runs"].keys() == {finished[0].info.run_id}
     assert "BUNDLED SAMPLE TEXT" in page["data"]["WARNING"]
-    assert page["data"]["now"] == "data/raw holds this very dataset"
+    assert page["data"]["now"] == "data/raw holds this dataset"
     assert re.fullmatch(r"\w{12} \S+ x", page["code"]["commit"])
     assert "changes" not in page["code"]
 

@@ -23,5 +23,5 @@ def test_a_moved_store_is_read_but_not_written_to(tmp_path):
     _, experiment = open_store(tmp_path / "before")
     (tmp_path / "before" / "mlflow.db").rename(tmp_path / "after" / "mlflow.db")
     assert open_store(tmp_path / "after", create=False)[1] == experiment
-    with pytest.raises(StoreUnavailable, match=r"before/mlruns: the project was moved or copied; .*make sync"):
+    with pytest.raises(StoreUnavailable, match=r"before/mlruns: the project was moved or copied; "):
         open_store(tmp_path / "after")

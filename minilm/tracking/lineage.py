@@ -138,7 +138,7 @@ class Lineage:
                 return [version for version in known if version.digest == digest]
         return []
 
-    def page(self, all_params: bool = False) -> dict[str, Any]:
+    def describe(self, all_params: bool = False) -> dict[str, Any]:
         """All of it by parts, as plain values; `all_params` includes those at their defaults."""
         self.missing: list[str] = []
         parts = {
@@ -183,7 +183,7 @@ class Lineage:
             self.missing.append("a dataset in data/raw to compare with; `dvc repro download` gets it")
             return found
         if (now := sha256_of("".join(texts).encode())) == found["sha256"]:
-            return found | {"now": "data/raw holds this very dataset"}
+            return found | {"now": "data/raw holds this dataset"}
         self.missing.append(f"the dataset: data/raw holds another one now, {now[:12]}...")
         return found
 
@@ -242,7 +242,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         root = project_root()
-        page = Lineage(root, arguments.model).page(arguments.all)
+        page = Lineage(root, arguments.model).describe(arguments.all)
         shown = "utf" in (sys.stdout.encoding or "").lower()  # else YAML writes \\u2603
         print(yaml.safe_dump(page, sort_keys=False, allow_unicode=shown, width=100), end="")
     except (UserError, OSError) as error:

@@ -124,4 +124,4 @@ class Lab:
         return done.stdout.strip()
 
     def text(self, name, **options) -> str:
-        return yaml.safe_dump(Lineage(self.root, str(name)).page(**options), sort_keys=False, width=10**6)
+        return yaml.safe_dump(Lineage(self.root, str(name)).describe(**options), sort_keys=False, width=10**6)
