@@ -204,15 +204,12 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
-    """A store whose tables have been made, which takes seconds."""
-    from minilm.tracking.store import open_store
+    """A store whose tables have been made, which takes seconds; an experiment would name its folder."""
+    from minilm.tracking.store import MlflowClient
 
-    root = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        patch.delenv("MLFLOW_TRACKING_URI")
-        open_store(root)
-    return root / "mlflow.db"
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}")
+    return database
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ class Lab:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "A model")
         code = self.git("rev-parse", "HEAD~")
+        store.open_store(self.root)  # makes it
         self.plain = self.add_run(
             self.folder, {"git_commit": code, "git_dirty": "false"}, {"learning_rate": 0.01}, 4.5
         )
@@ -90,7 +91,7 @@ class Lab:
         self.dvc("commit", "--force", "--quiet")
 
     def add_run(self, folder: Path | None, tags=None, params=None, bits=None, status="FINISHED") -> str:
-        client, experiment = store.open_store(self.root)
+        client, experiment = store.open_store(self.root, create=False)  # this may be a copy
         tags = {"data_source": "sample", "data_sha256": TEXT_SHA256, **(tags or {})}
         if folder:
             tags |= store.model_tags(read_info(folder))
@@ -103,7 +104,7 @@ class Lab:
         return run_id
 
     def client(self):
-        return store.open_store(self.root)[0]
+        return store.open_store(self.root, create=False)[0]
 
     def git(self, *arguments: str) -> str:
         return self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments)
