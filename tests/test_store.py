@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from minilm.tracking.store import StoreUnavailable, open_store
+from minilm.tracking.store import EXPERIMENT, MlflowClient, StoreUnavailable, open_store
 
 
 def test_a_server_that_accepts_and_is_silent_is_given_up_within_a_second(tmp_path, monkeypatch):
@@ -26,3 +26,10 @@ def test_a_moved_store_is_read_but_not_written_to(tmp_path, monkeypatch):
     assert open_store(tmp_path / "after", create=False)[1] == experiment
     with pytest.raises(StoreUnavailable, match=r"before/mlruns: the project was moved or copied; "):
         open_store(tmp_path / "after")
+
+
+def test_artifacts_may_be_where_the_user_wants_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment(EXPERIMENT, artifact_location=f"file://{tmp_path}/large disk")
+    assert open_store(tmp_path)[1] == experiment

@@ -81,7 +81,7 @@ class LiveRun(NullRun):
         end_dead_runs(self.client, self.experiment, root)
         tags = store.origin_tags() | store.data_tags(data)
         name = os.environ.get("DVC_EXP_NAME") or f"train {tags.get('git_commit', '')[:7]}".strip()
-        if run := interrupted_run(self.client, self.experiment, root, training):
+        if run := reclaim_run(self.client, self.experiment, root, training):
             self.client.update_run(run.info.run_id, status="RUNNING", name=name)
             store.set_tags(self.client, run.info.run_id, tags)
             history = self.client.get_metric_history(run.info.run_id, "val_loss")
@@ -132,8 +132,8 @@ class LiveRun(NullRun):
         self.client.set_terminated(self.run_id, status)
 
 
-def interrupted_run(client: MlflowClient, experiment: str, root: Path, training: str) -> Run | None:
-    """The run of a training in this workspace that has no model yet.
+def reclaim_run(client: MlflowClient, experiment: str, root: Path, training: str) -> Run | None:
+    """The run of a training in this workspace that has no model yet, to go on in.
 
     It loses the tags of the attempt that did not end: its error, and its experiment, which made no model.
     """

@@ -69,10 +69,11 @@ def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
         if create or database == uri or Path(database).is_file():
             client = MlflowClient(uri)
             if experiment := client.get_experiment_by_name(EXPERIMENT):
-                if create and artifacts not in (None, experiment.artifact_location):
-                    # MLflow would put new artifacts there, and has no way to change it.
+                location = experiment.artifact_location
+                # One that was made here names the folder, and MLflow has no way to change it.
+                if create and artifacts not in (None, location) and location.endswith("/mlruns"):
                     raise StoreUnavailable(
-                        f"{shown} keeps its artifacts in {experiment.artifact_location}: the project was "
+                        f"{shown} keeps its artifacts in {location}: the project was "
                         "moved or copied; move it back, or remove mlflow.db and mlruns and run `make sync`"
                     )
                 return client, experiment.experiment_id

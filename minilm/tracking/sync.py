@@ -27,7 +27,7 @@ from minilm.files import (
 )
 from minilm.params import load_params
 from minilm.tracking import store
-from minilm.tracking.run import end_dead_runs, interrupted_run
+from minilm.tracking.run import end_dead_runs, reclaim_run
 from minilm.training.fingerprint import fingerprint, training_inputs
 
 from minilm.deploy.pyfunc import log_model  # isort: skip - store sets up MLflow
@@ -91,7 +91,7 @@ def sync(
         tags = store.origin_tags()
         with suppress(FileNotFoundError):  # where only the model was pulled, no training was interrupted
             training = fingerprint(training_inputs(project, info.params, info.environment))
-            run = run or interrupted_run(client, experiment, root, training)
+            run = run or reclaim_run(client, experiment, root, training)
     tags = {**tags, **store.data_tags(info.data), **store.model_tags(info)}
     if run is None:
         name = tags.get("dvc_experiment") or f"sync {tags.get('git_commit', '')[:7]}".strip()
