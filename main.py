@@ -6,10 +6,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -108,11 +109,11 @@ def train(overrides: dict[str, str], seconds: float | None) -> int:
     for key in ("dataset", "init_from"):
         if overrides.get(key):
             overrides[key] = as_seen_from_root(overrides[key])
-    params = load_params(PARAMS, overrides)
+    later = {"steps", "warmup_steps"} if seconds else set()  # written when they are known
+    params = load_params(PARAMS, overrides | ({"steps": str(10**9)} if seconds else {}))
     require_git()
-    write_params(
-        {key: value for part in params for key, value in part.model_dump().items() if key in overrides}
-    )
+    now = overrides.keys() - later
+    write_params({key: value for part in params for key, value in part.model_dump().items() if key in now})
     # The stages are started as `python`: the one that runs this.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     env = {**os.environ, "PATH": path}
@@ -120,10 +121,11 @@ def train(overrides: dict[str, str], seconds: float | None) -> int:
         if status := run_to_its_end([sys.executable, "-m", "dvc", "repro", "encode"], env):
             return status
         command = [*shlex.split(params.train.launcher), "-m", "stages.steps", str(seconds)]
-        measured = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
-        if measured.returncode:
-            return measured.returncode
-        steps = int(measured.stdout.split()[-1])
+        with tempfile.TemporaryFile("w+") as printed:
+            if status := run_to_its_end(command, env, printed):
+                return status
+            printed.seek(0)
+            steps = int(printed.read().split()[-1])
         warmup_steps = min(params.train.warmup_steps, steps // 2)
         write_params({"steps": steps, "warmup_steps": warmup_steps})
         print(
@@ -152,10 +154,10 @@ def require_git() -> None:
             raise InputError(f"{ROOT}: DVC keeps experiments in git, which is not ready; {remedy}")
 
 
-def run_to_its_end(command: list[str], env: dict[str, str]) -> int:
-    """Run DVC to its end, also after Ctrl-C, SIGTERM or the terminal's end (SIGHUP).
+def run_to_its_end(command: list[str], env: dict[str, str], output: IO[str] | None = None) -> int:
+    """Run DVC, or a stage, to its end, also after Ctrl-C, SIGTERM or the terminal's end (SIGHUP).
 
-    The stage saves its checkpoint, and DVC cleans up.
+    The stage saves its checkpoint, and DVC cleans up. `output` receives what is printed, if not the screen.
 
     Returns its exit status, or 130 if it was interrupted. A second Ctrl-C ends the stage at once.
     """
@@ -164,20 +166,20 @@ def run_to_its_end(command: list[str], env: dict[str, str]) -> int:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         # `timeout` sends SIGTERM to a process and to its group; that is one.
         if number == signal.SIGINT or number not in received:
-            os.killpg(dvc.pid, signal.SIGINT)  # DVC leaves it to the stage, while one runs
+            os.killpg(process.pid, signal.SIGINT)  # DVC leaves it to the stage, while one runs
         received.append(number)
 
     # In a group of its own, so that signals reach it from here alone.
-    dvc = subprocess.Popen(command, cwd=ROOT, env=env, process_group=0)
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, process_group=0)
     before = {
         number: signal.signal(number, interrupt)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
     }
-    dvc.wait()
+    process.wait()
     for number, handler in before.items():
         signal.signal(number, handler)
-    return dvc.returncode and (130 if received else dvc.returncode)
+    return process.returncode and (130 if received else process.returncode)
 
 
 def as_seen_from_root(dataset: str) -> str:

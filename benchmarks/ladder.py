@@ -13,6 +13,7 @@ long: the steps are chosen by each one's time per step, measured first, the cand
 import argparse
 import csv
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from benchmarks.bench import conditions
 from minilm import CharTokenizer, MiniGPT, ModelConfig
 from minilm.data.tokenizer import Ids
+from minilm.errors import UserError
 from minilm.params import TrainParams, load_params, load_recipe
 from minilm.training.loop import train
 
@@ -63,11 +65,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 2 <= len(arguments.seeds) <= len(T_QUANTILES) + 1:
         parser.error(f"--seeds: an interval needs 2 to {len(T_QUANTILES) + 1} of them")
+    try:
+        run_trials(arguments)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run_trials(arguments: argparse.Namespace) -> None:
+    """What the command line asks for."""
     data = split(arguments.text.read_text(encoding="utf-8"))
     recipe = load_recipe(ROOT / "recipes" / f"{arguments.recipe}.yaml") | {"eval_batches": "0"}
     candidates = {
         change: load_params(
-            ROOT / "params.yaml", recipe | dict(pair.split("=", 1) for pair in change.split())
+            ROOT / "params.yaml", recipe | dict(pair.partition("=")[::2] for pair in change.split())
         ).train
         for change in ["", *arguments.changes]
     }

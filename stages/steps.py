@@ -13,7 +13,7 @@ from minilm.model.config import ModelConfig
 from minilm.model.gpt import MiniGPT
 from minilm.params import TrainParams, load_params
 from minilm.training.distributed import Workers, join_workers
-from minilm.training.loop import Training
+from minilm.training.loop import PEAKS_MEASURED, Training
 from stages import run
 
 MEASURED = 3.0  # seconds of training; less where the whole time is short
@@ -43,10 +43,11 @@ def steps_within(seconds: float, params: TrainParams, workers: Workers) -> int:
         enough = time.perf_counter() - training.timed_from > min(MEASURED, seconds / 10)
         if training.timed_steps >= 3 and workers.any(enough)[0]:
             break
+    per_step = training.characters_per_step / training.report().tokens_per_second
+    training.peaks *= PEAKS_MEASURED  # as after the first reports, which alone measure it
     start = time.perf_counter()
-    report = training.report()
+    training.report()
     per_report = time.perf_counter() - start
-    per_step = training.characters_per_step / report.tokens_per_second
     return max(1, round((seconds - per_report) / (per_step + per_report / params.eval_interval)))
 
 

@@ -75,10 +75,22 @@ def test_a_ladder_that_fails_keeps_the_trials_before(tmp_path, monkeypatch):
     )
     words = ["ladder", f"{tmp_path}/text.txt", "learning_rate=9", "--output", f"{tmp_path}/trials.csv"]
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(TrainingDiverged):
+    with pytest.raises(SystemExit, match="error: step 3: the loss is inf"):
         ladder.main()
     _, row = (tmp_path / "trials.csv").read_text().splitlines()
     assert row == "the recipe,1,6,384,0.5,2.25"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("mlp_dropout", "mlp_dropout: '' is not allowed"), ("depth=3", "depth: no such parameter")],
+)
+def test_a_ladder_says_what_is_wrong_with_a_change(change, said, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 100)
+    words = ["ladder", f"{tmp_path}/text.txt", change, "--output", f"{tmp_path}/trials.csv"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match=f"error: .*{said}"):
+        ladder.main()
 
 
 @pytest.mark.parametrize("count", range(2, 11))

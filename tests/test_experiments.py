@@ -160,7 +160,7 @@ def test_folder_of_texts_notices_a_new_file(fresh, tmp_path):
 def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
     readme = (ROOT / "README.md").read_text()
     command = re.search(r"(?m)^ {4}python main.py (--train --recipe modern)$", readme)[1].split()
-    output = fresh.main(*command, "--seconds", "1", "--warmup_steps", "200",
+    output = fresh.main(*command, "--seconds", "1", "--warmup_steps", "300",
                         "--compile", "false", "--embed_dim", "32",
                         "--seed", "5", "--prompt", "A, 'b' = ${c} ")  # fmt: skip
     assert stages_run(output) == {"train", "evaluate", "sample", "report"}
@@ -168,7 +168,7 @@ def test_command_line_trains_an_experiment_by_a_recipe_and_changes_to_it(fresh):
     written = load_params(fresh.folder / "params.yaml").train
     assert written.optimizer == modern["optimizer"]
     assert written.embed_dim == 32
-    assert written.warmup_steps == min(200, written.steps // 2)
+    assert written.warmup_steps == min(300, written.steps // 2)
     assert f"has steps {written.steps} and warmup_steps {written.warmup_steps};" in output
     assert f"step {written.steps}/{written.steps}" in " ".join(output.split())
     assert fresh.mlflow_runs()[0].data.params["seed"] == "5"

@@ -41,64 +41,21 @@ PEAKS_MEASURED = 3  # the highest counts: beside another busy process it is too 
 MEASURED_APART = 1000  # steps whose losses are tensors of their own, before they become one
 
 
-def train(
-    model: MiniGPT,
-    train_tokens: Ids,
-    val_tokens: Ids,
-    params: TrainParams,
-    report: Callable[[Report], None] | None = None,
-    snapshots: Snapshots | None = None,
-    workers: Workers | None = None,
-    film: dict[str, Tensor] | None = None,
-) -> list[Report]:
-    """Train the model in place, on its device; it is left in evaluation mode.
+def next_char_loss(
+    forward: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    precision: torch.dtype,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy of the next character, in nats, mean or sum: (batch, time) twice -> (), in float32.
 
-    Args:
-        model: changed in place.
-        train_tokens: (tokens,), at least block_size + 2.
-        val_tokens: (tokens,), at least 2.
-        params: the recipe; its fields for the model's shape are not used.
-        report: called every eval_interval steps and after the last one. Where training resumes from a
-            checkpoint, it is called with the reports before that first.
-        snapshots: where to save checkpoints, at intervals and on SIGINT or SIGTERM, and to resume from.
-            The caller removes them when all is done.
-        workers: the processes that train together; None is this one alone.
-        film: receives copies of the weights on the way, as film.py says; None keeps none.
-
-    Returns:
-        All reports. Same weights, tokens, params, thread and process count: same reports, but for the
-        rates, and same weights after, whether training was interrupted or not.
-
-    Raises:
-        TrainingInterrupted: SIGINT or SIGTERM came, and the checkpoint is saved.
-        TrainingDiverged: the loss or the gradient is not finite.
-        InputError: a split is too short, the batch cannot be divided among the processes, memory does not
-            suffice, or there is no compiler for `compile`.
+    Matrix products are computed in `precision`, the softmax over the vocabulary in float32 ("Mixed
+    Precision Training", Micikevicius et al., 2018).
     """
-    keep_freed_memory()
-    workers = workers or Workers(model.token_embedding.weight.device)
-    gpus = [workers.device] if workers.device.type == "cuda" else []
-    with ExitStack() as stack:
-        stack.enter_context(explain_lack_of_memory(model, params, workers.count))
-        training = Training(model, train_tokens, val_tokens, params, workers)
-        hooks = [filming(training, film)] if film is not None else []  # first: checkpoints hold the film
-        hooks += ([checkpointing(training, snapshots)] if snapshots else []) + [progress_bar(training)]
-        stack.enter_context(torch.random.fork_rng(gpus))  # dropout draws from torch's global generators
-        callbacks = [stack.enter_context(hook) for hook in hooks]
-        report = report or (lambda _: None)
-        for past in training.reports:
-            report(past)
-        model.train()
-        for inputs, targets in training.batches():
-            training.update(inputs, targets)
-            if training.step % params.eval_interval == 0 or training.step == params.steps:
-                report(training.report())
-            for callback in callbacks:
-                callback()
-    if params.keep == "best":
-        load_full_state(model, training.best)
-    model.eval()
-    return training.reports
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+        logits = forward(inputs)  # (batch, time, vocabulary)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
 
 class Training:
@@ -264,23 +221,6 @@ class Training:
         )
 
 
-def next_char_loss(
-    forward: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    targets: Tensor,
-    precision: torch.dtype,
-    reduction: str = "mean",
-) -> Tensor:
-    """Cross-entropy of the next character, in nats, mean or sum: (batch, time) twice -> (), in float32.
-
-    Matrix products are computed in `precision`, the softmax over the vocabulary in float32 ("Mixed
-    Precision Training", Micikevicius et al., 2018).
-    """
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-        logits = forward(inputs)  # (batch, time, vocabulary)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
-
-
 @torch.no_grad()
 def mean_loss(
     model: MiniGPT, batches: Iterable[tuple[Tensor, Tensor]], precision: torch.dtype, workers: Workers
@@ -295,6 +235,66 @@ def mean_loss(
     model.train(was_training)
     nats, characters = workers.mean(total).tolist()
     return nats / characters
+
+
+def train(
+    model: MiniGPT,
+    train_tokens: Ids,
+    val_tokens: Ids,
+    params: TrainParams,
+    report: Callable[[Report], None] | None = None,
+    snapshots: Snapshots | None = None,
+    workers: Workers | None = None,
+    film: dict[str, Tensor] | None = None,
+) -> list[Report]:
+    """Train the model in place, on its device; it is left in evaluation mode.
+
+    Args:
+        model: changed in place.
+        train_tokens: (tokens,), at least block_size + 2.
+        val_tokens: (tokens,), at least 2.
+        params: the recipe; its fields for the model's shape are not used.
+        report: called every eval_interval steps and after the last one. Where training resumes from a
+            checkpoint, it is called with the reports before that first.
+        snapshots: where to save checkpoints, at intervals and on SIGINT or SIGTERM, and to resume from.
+            The caller removes them when all is done.
+        workers: the processes that train together; None is this one alone.
+        film: receives copies of the weights on the way, as film.py says; None keeps none.
+
+    Returns:
+        All reports. Same weights, tokens, params, thread and process count: same reports, but for the
+        rates, and same weights after, whether training was interrupted or not.
+
+    Raises:
+        TrainingInterrupted: SIGINT or SIGTERM came, and the checkpoint is saved.
+        TrainingDiverged: the loss or the gradient is not finite.
+        InputError: a split is too short, the batch cannot be divided among the processes, memory does not
+            suffice, or there is no compiler for `compile`.
+    """
+    keep_freed_memory()
+    workers = workers or Workers(model.token_embedding.weight.device)
+    gpus = [workers.device] if workers.device.type == "cuda" else []
+    with ExitStack() as stack:
+        stack.enter_context(explain_lack_of_memory(model, params, workers.count))
+        training = Training(model, train_tokens, val_tokens, params, workers)
+        hooks = [filming(training, film)] if film is not None else []  # first: checkpoints hold the film
+        hooks += ([checkpointing(training, snapshots)] if snapshots else []) + [progress_bar(training)]
+        stack.enter_context(torch.random.fork_rng(gpus))  # dropout draws from torch's global generators
+        callbacks = [stack.enter_context(hook) for hook in hooks]
+        report = report or (lambda _: None)
+        for past in training.reports:
+            report(past)
+        model.train()
+        for inputs, targets in training.batches():
+            training.update(inputs, targets)
+            if training.step % params.eval_interval == 0 or training.step == params.steps:
+                report(training.report())
+            for callback in callbacks:
+                callback()
+    if params.keep == "best":
+        load_full_state(model, training.best)
+    model.eval()
+    return training.reports
 
 
 def _on_device(batches: Iterable[tuple[Batch, Batch]], workers: Workers) -> Iterator[tuple[Tensor, Tensor]]:
