@@ -6,11 +6,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -121,11 +120,10 @@ def train(overrides: dict[str, str], seconds: float | None) -> int:
         if status := run_to_its_end([sys.executable, "-m", "dvc", "repro", "encode"], env):
             return status
         command = [*shlex.split(params.train.launcher), "-m", "stages.steps", str(seconds)]
-        with tempfile.TemporaryFile("w+") as printed:
-            if status := run_to_its_end(command, env, printed):
-                return status
-            printed.seek(0)
-            steps = int(printed.read().split()[-1])
+        measured = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+        if measured.returncode:
+            return measured.returncode
+        steps = int(measured.stdout.split()[-1])
         warmup_steps = min(params.train.warmup_steps, steps // 2)
         write_params({"steps": steps, "warmup_steps": warmup_steps})
         print(
@@ -154,10 +152,10 @@ def require_git() -> None:
             raise InputError(f"{ROOT}: DVC keeps experiments in git, which is not ready; {remedy}")
 
 
-def run_to_its_end(command: list[str], env: dict[str, str], output: IO[str] | None = None) -> int:
-    """Run DVC, or a stage, to its end, also after Ctrl-C, SIGTERM or the terminal's end (SIGHUP).
+def run_to_its_end(command: list[str], env: dict[str, str]) -> int:
+    """Run DVC to its end, also after Ctrl-C, SIGTERM or the terminal's end (SIGHUP).
 
-    The stage saves its checkpoint, and DVC cleans up. `output` receives what is printed, if not the screen.
+    The stage saves its checkpoint, and DVC cleans up.
 
     Returns its exit status, or 130 if it was interrupted. A second Ctrl-C ends the stage at once.
     """
@@ -166,20 +164,20 @@ def run_to_its_end(command: list[str], env: dict[str, str], output: IO[str] | No
     def interrupt(number: int, _frame: FrameType | None) -> None:
         # `timeout` sends SIGTERM to a process and to its group; that is one.
         if number == signal.SIGINT or number not in received:
-            os.killpg(process.pid, signal.SIGINT)  # DVC leaves it to the stage, while one runs
+            os.killpg(dvc.pid, signal.SIGINT)  # DVC leaves it to the stage, while one runs
         received.append(number)
 
     # In a group of its own, so that signals reach it from here alone.
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, process_group=0)
+    dvc = subprocess.Popen(command, cwd=ROOT, env=env, process_group=0)
     before = {
         number: signal.signal(number, interrupt)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
     }
-    process.wait()
+    dvc.wait()
     for number, handler in before.items():
         signal.signal(number, handler)
-    return process.returncode and (130 if received else process.returncode)
+    return dvc.returncode and (130 if received else dvc.returncode)
 
 
 def as_seen_from_root(dataset: str) -> str:
