@@ -1,22 +1,21 @@
 """The documents: links, symbols and commands lead somewhere; commands.py runs the commands."""
 
-import csv
 import importlib
 import re
 import shlex
 import tomllib
-from collections import defaultdict
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
 
+import pandas
 import pytest
 import torch
 from dvc.cli import parse_args
 from mlflow.cli import cli
 
 import main
+from benchmarks import ladder
 from conftest import ROOT
 from minilm.model import gpt
 from minilm.params import FIELDS, load_params, load_recipe
@@ -94,11 +93,7 @@ def test_the_experiments_of_theory_are_ones_that_the_schema_allows():
 
 def losses_of_trials(path: Path) -> dict[str, float]:
     """The mean loss of each candidate in a file that benchmarks.ladder wrote."""
-    losses = defaultdict(list)
-    with path.open() as file:
-        for trial in csv.DictReader(file):
-            losses[trial["candidate"]].append(float(trial["val_loss"]))
-    return {candidate: fmean(found) for candidate, found in losses.items()}
+    return pandas.read_csv(path).groupby("candidate").val_loss.mean().to_dict()
 
 
 def test_theorys_losses_are_those_of_its_trials_and_its_model_has_the_size_that_it_says():
@@ -118,6 +113,12 @@ def test_the_losses_of_the_choices_are_those_of_their_trials():
     assert len(rows) == 12
     for change, loss in rows:
         assert f"{losses[f'{plain} {change}']:.3f}" == loss, change
+
+
+@pytest.mark.parametrize("name", ["ladder.csv", "ladder_minutes.csv"])
+def test_the_tables_of_the_ladder_are_those_of_their_trials(name):
+    trials = [ladder.Trial(*row) for row in pandas.read_csv(ROOT / "docs" / name).itertuples(index=False)]
+    assert ladder.table(trials) in (ROOT / "docs/experiments.md").read_text()
 
 
 def test_each_section_of_theory_has_all_its_parts_and_cites_the_literature():
