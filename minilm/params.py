@@ -20,7 +20,7 @@ from ruamel.yaml.error import YAMLError
 
 from minilm.errors import InputError
 from minilm.generation.config import Sampling
-from minilm.model.config import Activation, ModelConfig, Normalization, Position
+from minilm.model.config import SEED, Activation, ModelConfig, Normalization, Position
 
 
 def _no_fraction(value: Any) -> Any:
@@ -135,7 +135,7 @@ class TrainParams(StageParams):
     compile: bool = _key(False, "compile the model first; pays off in long training")
     checkpoint_interval: float = _key(60.0, "seconds between two checkpoints to resume from", gt=0, le=10**6)
     sharding: Literal["none", "fsdp"] = _key("none", "fsdp shards the model among the launcher's processes")
-    seed: Seed = _key(1337, "seed of weights, batches and dropout")
+    seed: Seed = _key(SEED, "seed of weights, batches and dropout")
     launcher: Text = _key("python", "what starts the train stage")
     device: Device = DEVICE
 

@@ -10,6 +10,7 @@ Position = Literal["learned", "sinusoidal", "rope", "alibi"]
 Activation = Literal["relu", "gelu", "relu2", "swiglu"]
 Normalization = Literal["layernorm", "rmsnorm"]
 POSITIONS, ACTIVATIONS, NORMALIZATIONS = get_args(Position), get_args(Activation), get_args(Normalization)
+SEED = 1337  # of the initial weights, where no other is given
 # The explorer page runs models of at most so many parameters; of larger ones no film is kept for it.
 MOST_EXPLORED = 10_000_000
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minilm.errors import InputError
-from minilm.model.config import ModelConfig
+from minilm.model.config import SEED, ModelConfig
 from minilm.model.cpu_kernels import fused_attention, relu
 from minilm.model.local_context import NGramEmbedding, token_shift
 from minilm.model.positions import (
@@ -195,7 +195,7 @@ class MiniGPT(nn.Module):
 
     position_table: Tensor  # of sinusoidal positions, (block_size, C)
 
-    def __init__(self, config: ModelConfig, seed: int = 0):
+    def __init__(self, config: ModelConfig, seed: int = SEED):
         super().__init__()
         self.config = config
         with torch.random.fork_rng(devices=[]):
