@@ -146,13 +146,13 @@ def generation(arguments: argparse.Namespace) -> str:
             *lines,
             "",
             f"`main.py --generate` has its first character after {statistics.median(first):.2f} s; "
-            f"`import torch` alone takes {statistics.median(torch_alone):.2f} s.",
+            f"a process that only imports torch ends after {statistics.median(torch_alone):.2f} s.",
         ]
     )
 
 
 def first_character() -> dict[str, float]:
-    """Seconds until the command line's first character, and those that `import torch` alone takes."""
+    """Seconds until the command line's first character, and until a process that only imports torch ends."""
     seconds = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
