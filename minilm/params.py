@@ -131,7 +131,7 @@ class TrainParams(StageParams):
     film: Int = _key(
         16, "maximum copies of the weights to keep for the explorer's film; 0 keeps none", ge=0, le=64
     )
-    precision: Literal["auto", "fp32", "bf16"] = _key("auto", "of matrix products; auto is bf16 if supported")
+    precision: Literal["auto", "fp32", "bf16"] = _key("auto", "of matrix products; auto is bf16 if faster")
     compile: bool = _key(False, "compile the model first; pays off in long training")
     checkpoint_interval: float = _key(60.0, "seconds between two checkpoints to resume from", gt=0, le=10**6)
     sharding: Literal["none", "fsdp"] = _key("none", "fsdp shards the model among the launcher's processes")

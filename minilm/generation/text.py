@@ -46,7 +46,7 @@ def stream(
     min_p: float = Sampling.min_p,
     stop: str = Sampling.stop,
 ) -> Iterator[str]:
-    """Yield the prompt, then each new character as soon as it is drawn.
+    """Yield the prompt, then one new character after the other; a few are drawn at a time.
 
     The model is in evaluation mode and in float32. What follows the prompt in the arguments are the fields of
     `minilm.generation.config.Sampling`. Characters that may begin `stop` are held back until that is decided.
