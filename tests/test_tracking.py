@@ -294,16 +294,17 @@ def test_the_run_of_a_failure_becomes_that_of_the_experiment_that_succeeds(lab, 
     said = stage(lab, "train", ok=False, DVC_EXP_NAME="first")
     (failed,) = ids(lab) - before
     run = run_of_id(lab, failed)
-    assert (run.info.status, run.data.tags["dvc_experiments"]) == ("FAILED", "first")
+    assert (run.info.status, run.data.tags["dvc_experiment"]) == ("FAILED", "first")
     assert [run.data.tags["error"]] == re.findall("(?m)^error: (.*)", said)
     models.unlink()
     elsewhere.rename(models)
     stage(lab, "train", DVC_EXP_NAME="second", **store)
-    sync(lab, DVC_EXP_NAME="second")  # adds what the store did not get
+    # As if the second had failed after its training; adds what the store did not get.
+    sync(lab, DVC_EXP_NAME="third")
     assert ids(lab) == before | {failed}
     run = run_of_model(lab)
     assert (run.info.run_id, run.info.status) == (failed, "FINISHED")
-    assert run.data.tags["dvc_experiments"] == "second"
+    assert run.data.tags["dvc_experiments"] == "third"
     assert "error" not in run.data.tags
     if not store:
         assert_trained(lab, failed)

@@ -120,7 +120,11 @@ class Lineage:
             return []
         if self.info:
             return [run for run in runs if store.model_tags(self.info).items() <= run.data.tags.items()]
-        found = [run for run in runs if name == run.info.run_id or name in store.experiments_of(run)]
+        found = [
+            run
+            for run in runs
+            if name in (run.info.run_id, run.data.tags.get("dvc_experiment"), *store.experiments_of(run))
+        ]
         if not found and len(name) >= 8:
             found = [run for run in runs if run.data.tags.get("model_sha256", "").startswith(name)]
         if len(models := {run.data.tags.get("model_sha256", "")[:16] for run in found}) > 1:

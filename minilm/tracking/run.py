@@ -135,12 +135,12 @@ class LiveRun(NullRun):
 def reclaim_run(client: MlflowClient, experiment: str, root: Path, training: str) -> Run | None:
     """The run of a training in this workspace that has no model yet, to go on in.
 
-    It loses the tags of the attempt that did not end: its error, and its experiment, which made no model.
+    It loses the tags of the attempt that did not end: its error and its experiment.
     """
     for run in store.search_runs(client, experiment, f"tags.training = '{training}'"):
         tags = run.data.tags
         if tags.get("workspace") == workspace(root) and "model_sha256" not in tags:
-            for key in {"error", "dvc_experiment", "dvc_experiments", "dvc_baseline"} & tags.keys():
+            for key in {"error", "dvc_experiment", "dvc_baseline"} & tags.keys():
                 client.delete_tag(run.info.run_id, key)
             return client.get_run(run.info.run_id)
     return None

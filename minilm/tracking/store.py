@@ -107,12 +107,11 @@ def data_tags(data: Source) -> dict[str, str]:
 
 def origin_tags() -> dict[str, str]:
     """Tags that lead back to the code and the DVC experiment; what is unknown is left out."""
-    commit, name = git("rev-parse", "HEAD"), os.environ.get("DVC_EXP_NAME")
+    commit = git("rev-parse", "HEAD")
     # What an experiment changes in params.yaml and dvc.lock is in the run's params; this is about the code.
     changes = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "dvc.yaml")
     tags = {
-        "dvc_experiment": name,
-        "dvc_experiments": name,  # to which `note_experiment` adds
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME"),  # which may yet fail
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
         "git_commit": commit,
         "git_dirty": None if changes is None else str(bool(changes)).lower(),
