@@ -3,7 +3,9 @@
 import json
 import socket
 import subprocess
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -168,6 +170,19 @@ def test_the_reason_why_the_hub_cannot_be_reached(address, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", address.replace("http:", "https:"))
     assert "SSLError: " in reason()
     assert "wrong version number" in reason()
+
+
+@pytest.mark.parametrize("status", [429, 503])  # too many requests; out of service
+def test_a_hub_that_answers_nobody_for_now_counts_as_unreachable(status, monkeypatch):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(status)
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        corpus = open_corpus("wikitext-2", holdout_fraction=0.1, allow_fallback=True)
+    assert (corpus.origin, corpus.reason) == ("sample", f"it answers with status {status}")
 
 
 def test_without_fallback_an_absent_hub_is_an_error(read):

@@ -44,8 +44,8 @@ class RandomBatches:
     """
 
     tokens: Ids  # (tokens,), longer than block_size
-    batch_size: int  # windows a batch
-    block_size: int  # characters a window
+    batch_size: int  # windows per batch
+    block_size: int  # characters per window
     seed: int  # the same seed gives the same batches
 
     def at(self, step: int) -> Pair:
@@ -83,9 +83,9 @@ def scoring_batches(tokens: Ids, block_size: int, context: int, batch_size: int)
 
     Args:
         tokens: (tokens,), at least 2.
-        block_size: tokens a window.
+        block_size: tokens per window.
         context: tokens that a window only reads, in [0, block_size); the others are scored.
-        batch_size: windows a batch.
+        batch_size: windows per batch.
     """
     predictions = len(tokens) - 1
     width = min(block_size, predictions)

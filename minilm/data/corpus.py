@@ -255,8 +255,9 @@ def _why_unreachable(repo: str) -> str:
     def ask() -> None:
         try:
             status = requests.get(f"{endpoint}/api/datasets/{repo}", timeout=HUB_TIMEOUT).status_code
-            # "Not found" and "not allowed" are answers; what they mean, load_dataset says better.
-            reasons.append(f"it answers with status {status}" if status >= 500 else "")
+            # "Not found" and "not allowed" are answers; what they mean, load_dataset says better;
+            # "too many requests" (429) it would repeat for a while, and then fail.
+            reasons.append(f"it answers with status {status}" if status == 429 or status >= 500 else "")
         except requests.RequestException as error:
             reasons.append(_in_short(error))
 

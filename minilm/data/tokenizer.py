@@ -30,7 +30,7 @@ class CharTokenizer:
             raise InputError("a vocabulary needs at least one character")
         # The smallest type that holds every id keeps token files small.
         self.dtype = np.min_scalar_type(len(self.characters))
-        # One table look-up a character encodes a whole text at memory speed.
+        # One table look-up per character encodes a whole text at memory speed.
         self._id_of_code = np.zeros(_CODE_POINTS, self.dtype)
         self._id_of_code[_codes(self.characters)] = np.arange(1, self.vocab_size)
         self._code_of_id = np.concatenate([_codes(UNKNOWN_CHARACTER), _codes(self.characters)])
