@@ -126,9 +126,10 @@ def train(overrides: dict[str, str], seconds: float | None) -> int:
         steps = int(measured.stdout.split()[-1])
         warmup_steps = min(params.train.warmup_steps, steps // 2)
         write_params({"steps": steps, "warmup_steps": warmup_steps})
+        said = f"{steps:,} steps take about" if steps > 1 else "more than 1 step would take longer than"
         print(
-            f"{steps:,} steps take about {seconds:g} s here; params.yaml now has steps {steps} and "
-            f"warmup_steps {warmup_steps}; `dvc exp run` repeats or resumes this training"
+            f"{said} {seconds:g} s here; params.yaml now has steps {steps} and warmup_steps {warmup_steps}; "
+            "`dvc exp run` repeats or resumes this training"
         )
     return run_to_its_end([sys.executable, "-m", "dvc", "exp", "run"], env)
 

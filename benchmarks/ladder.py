@@ -63,8 +63,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="train each for so long")
     parser.add_argument("--output", type=Path, required=True, help="the CSV file of all trials")
     arguments = parser.parse_args()
-    if not 2 <= len(arguments.seeds) <= len(T_QUANTILES) + 1:
-        parser.error(f"--seeds: an interval needs 2 to {len(T_QUANTILES) + 1} of them")
+    if not 2 <= len(set(arguments.seeds)) == len(arguments.seeds) <= len(T_QUANTILES) + 1:
+        parser.error(f"--seeds: an interval needs 2 to {len(T_QUANTILES) + 1} different ones")
     try:
         run_trials(arguments)
     except (UserError, OSError) as error:
@@ -121,7 +121,7 @@ def of_equal_time(
         for name, params in candidates.items():
             times[name].append(trial(name, params.model_copy(update=short), 0, data).seconds / STEPS_TIMED)
     return {
-        name: params.model_copy(update={"steps": round(seconds / statistics.median(times[name]))})
+        name: params.model_copy(update={"steps": max(1, round(seconds / statistics.median(times[name])))})
         for name, params in candidates.items()
     }
 

@@ -40,7 +40,7 @@ def explain_lack_of_memory(model: MiniGPT | None, params: TrainParams, processes
             raise
         if model is None:
             raise InputError(
-                "out of memory: the model alone is too large; lower embed_dim or num_layers"
+                "out of memory: the model alone is too large; lower embed_dim, num_layers or ngram_rows"
             ) from error
         needed = bytes_needed(model, params, processes) / 1e9
         raise InputError(
