@@ -34,7 +34,7 @@ BEFORE = {
         dvc exp run --name NAME -S seed=2
         ln -s models/minilm MODEL_FOLDER
         ln -s models/minilm OTHER_FOLDER""",
-    "experiments": "cp -r minilm/data/sample_text shakespeare",
+    "experiments": "cp -r minilm/data/sample_text shakespeare; cp shakespeare/train.txt input.txt",
     "index": "make .venv/installed",
     "README": """
         make .venv/installed
@@ -66,6 +66,7 @@ OTHERWISE = {
     "cec5113f47a2489b96c950edfbd6d178": (
         "$(python -m minilm.tracking.lineage lousy-sorb | grep -owE '[0-9a-f]{32}')"
     ),
+    "--seconds 65": "--seconds 1",
     "git clone": 'cd "$ELSEWHERE"\n\\g<0>',
     "dvc exp push": "dvc exp run --name NAME -S seed=2\n\\g<0>",  # of a commit that has the storage
     # Which short trainings do not solve.
