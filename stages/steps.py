@@ -43,11 +43,11 @@ def steps_within(seconds: float, params: TrainParams, workers: Workers) -> int:
         enough = time.perf_counter() - training.timed_from > min(MEASURED, seconds / 10)
         if training.timed_steps >= 3 and workers.any(enough)[0]:
             break
-    per_step = training.characters_per_step / training.report().tokens_per_second
-    training.peaks *= PEAKS_MEASURED  # as after the first reports, which alone measure it
+    training.peaks = PEAKS_MEASURED * [1.0]  # only the first reports of a training measure it
     start = time.perf_counter()
-    training.report()
+    report = training.report()
     per_report = time.perf_counter() - start
+    per_step = training.characters_per_step / report.tokens_per_second
     return max(1, round((seconds - per_report) / (per_step + per_report / params.eval_interval)))
 
 

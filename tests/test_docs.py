@@ -121,6 +121,22 @@ def test_the_tables_of_the_ladder_are_those_of_their_trials(name):
     assert ladder.table(trials) in (ROOT / "docs/experiments.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("ladder_small.csv", "ngram_embedding=2", "the mean loss is 1.501 or"),
+        ("ladder_small.csv", "ngram_embedding=3", "or 1.529 instead of 1.485"),
+        ("ladder_small.csv", "weight_decay=0.4", "1.477 instead of 1.485"),
+        ("ladder_both.csv", "learning_rate=0.016 weight_decay=0.3", "both together gain 0.005"),
+    ],
+)
+def test_the_losses_in_the_text_are_those_of_their_trials(name, change, said):
+    losses = losses_of_trials(ROOT / "docs" / name)
+    known = losses[ladder.RECIPE], losses[change], losses[ladder.RECIPE] - losses[change]
+    assert set(re.findall(r"\d\.\d{3}", said)) <= {f"{value:.3f}" for value in known}
+    assert said in " ".join((ROOT / "docs/experiments.md").read_text().split())
+
+
 def test_each_section_of_theory_has_all_its_parts_and_cites_the_literature():
     *sections, literature = re.split(r"(?m)^## ", (ROOT / "docs/theory.md").read_text())
     assert len(sections) == 1 + 12
