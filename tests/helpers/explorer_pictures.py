@@ -33,7 +33,7 @@ with sync_playwright() as playwright:
     tab.click("#tour-close")
     tab.click("#write-start")
     tab.wait_for_selector("#write-stop:disabled")
-    tab.click("#written span:nth-child(22)")
+    tab.click("#written span:nth-child(23)")
     tab.wait_for_selector("#next[aria-busy=false] .marked")
     tab.screenshot(path=DOCS / "explorer.png")
     first, *others = film(tab)
