@@ -28,12 +28,11 @@ def test_token_shift_takes_the_first_channels_from_the_position_before():
 
 def literal_row(ngram: list[int], vocab_size: int, rows: int) -> int:
     """An n-gram's row in its table, in Python's unbounded integers."""
-    number = 0
-    for digit in ngram:
-        number = number * vocab_size + digit
+    prime = 2654435761
+    number = sum(digit * (vocab_size**place % prime) for place, digit in enumerate(reversed(ngram)))
     if vocab_size ** len(ngram) <= rows:
         return number
-    return number * 2654435761 % 2**32 * rows // 2**32
+    return number * prime % 2**32 * rows // 2**32
 
 
 @pytest.mark.parametrize(("vocab_size", "longest", "rows"), [(11, 2, 121), (11, 4, 200), (60_000, 8, 1000)])
@@ -64,6 +63,15 @@ def test_hashed_ngrams_spread_evenly_over_their_rows():
     counts = torch.bincount(found.long(), minlength=rows)
     assert counts.min() >= 48
     assert counts.max() <= 80
+
+
+@pytest.mark.parametrize("vocab_size", [256, 282, 2048])
+def test_hashed_ngrams_depend_on_their_oldest_character(vocab_size):
+    embedding = NGramEmbedding(vocab_size, 4, 6, 2**16)
+    windows = torch.zeros(1, 100, 6, dtype=torch.long)
+    windows[0, :, 0] = torch.arange(100)
+    with torch.no_grad():
+        assert len(embedding.embed(windows)[0].unique(dim=0)) > 95
 
 
 @pytest.mark.parametrize("changes", [{"ngram_embedding": 1}, {"token_shift": 0.0}, {}])

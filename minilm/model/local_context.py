@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+PRIME = 2654435761  # near 2^32 divided by the golden ratio
+
 
 def token_shift(x: Tensor, channels: int, before: Tensor | None = None) -> Tensor:
     """Take the first channels from the position before: (B, T, C) -> (B, T, C).
@@ -49,8 +51,8 @@ class NGramEmbedding(nn.Module):
         super().__init__()
         self.longest = longest
         sizes = torch.tensor([min(vocab_size**n, rows) for n in range(2, longest + 1)])
-        # Hashes are of 32 bits, so that larger powers are of no use.
-        powers = torch.tensor([vocab_size**n % 2**32 for n in range(longest)])
+        # Modulo a prime: modulo 2^32, the bits of a hash, large powers of an even V would end in zeros.
+        powers = torch.tensor([vocab_size**n % PRIME for n in range(longest)])
         exact = torch.tensor([vocab_size**n <= rows for n in range(2, longest + 1)])
         self.register_buffer("powers", powers, persistent=False)
         self.register_buffer("sizes", sizes, persistent=False)
@@ -66,9 +68,9 @@ class NGramEmbedding(nn.Module):
         """Of the latest N characters, the newest last: (B, T, N) -> (B, T, C)."""
         # An n-gram is a number of n digits in base V, the newest character being its last digit.
         numbers = (windows.flip(-1) * self.powers).cumsum(-1)[..., 1:]  # (B, T, N - 1)
-        # Fibonacci hashing: times a prime near 2^32 divided by the golden ratio; of that the highest bits are
-        # taken ("The Art of Computer Programming", Knuth, 1973, volume 3, section 6.4).
-        hashes = (numbers * 2654435761 % 2**32) * self.sizes >> 32
+        # Fibonacci hashing: of the product's lower 32 bits the highest are taken ("The Art of Computer
+        # Programming", Knuth, 1973, volume 3, section 6.4).
+        hashes = (numbers * PRIME % 2**32) * self.sizes >> 32
         rows = torch.where(self.exact, numbers, hashes) + self.offsets
         vectors = F.embedding_bag(rows.flatten(0, 1), self.tables.weight, mode="sum")  # (B T, C)
         return vectors.view(*windows.shape[:2], -1)

@@ -1,5 +1,7 @@
 // local_context.js: what the characters just before contribute directly, as minilm/model/local_context.py.
-// Top-level names: shiftedChannels, tokenShift, ngramRows.
+// Top-level names: PRIME, shiftedChannels, tokenShift, ngramRows.
+
+const PRIME = 2654435761;
 
 // How many channels are shifted: Python rounds halves to the even number.
 function shiftedChannels({ token_shift, embed_dim }) {
@@ -26,10 +28,10 @@ function ngramRows(latest, { vocab_size, ngram_rows, ngram_embedding }) {
   const rows = [];
   let offset = 0, number = latest.at(-1), power = 1;
   for (let n = 2; n <= ngram_embedding; n++) {
-    power = Math.imul(power, vocab_size);
+    power = (power * vocab_size) % PRIME;
     number = (number + Math.imul(latest.at(-n), power)) >>> 0;
     const exact = vocab_size ** n <= ngram_rows, size = exact ? vocab_size ** n : ngram_rows;
-    const hash = Math.imul(number, 2654435761) >>> 0;
+    const hash = Math.imul(number, PRIME) >>> 0;
     rows.push(offset + (exact ? number : Math.floor((hash / 2 ** 32) * size)));
     offset += size;
   }
