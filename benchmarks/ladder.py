@@ -65,6 +65,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 2 <= len(set(arguments.seeds)) == len(arguments.seeds) <= len(T_QUANTILES) + 1:
         parser.error(f"--seeds: an interval needs 2 to {len(T_QUANTILES) + 1} different ones")
+    if arguments.seconds is not None and not arguments.seconds > 0:
+        parser.error("--seconds: must be above 0")
     try:
         run_trials(arguments)
     except (UserError, OSError) as error:
@@ -120,8 +122,11 @@ def of_equal_time(
     for _ in range(ROUNDS_TIMED):
         for name, params in candidates.items():
             times[name].append(trial(name, params.model_copy(update=short), 0, data).seconds / STEPS_TIMED)
+    steps = {name: max(1, round(seconds / statistics.median(found))) for name, found in times.items()}
     return {
-        name: params.model_copy(update={"steps": max(1, round(seconds / statistics.median(times[name])))})
+        name: params.model_copy(
+            update={"steps": steps[name], "warmup_steps": min(params.warmup_steps, steps[name] // 2)}
+        )
         for name, params in candidates.items()
     }
 

@@ -65,7 +65,9 @@ def test_a_ladder_trains_each_candidate_with_each_seed_and_pairs_them():
     wide = {"narrow": params, "wide": params.model_copy(update={"batch_size": 400})}
     narrow, wide = ladder.of_equal_time(wide, data, 10).values()
     assert narrow.steps > wide.steps
-    assert ladder.of_equal_time({"narrow": params}, data, 1e-6)["narrow"].steps == 1
+    warm = params.model_copy(update={"warmup_steps": 6})
+    shortest = ladder.of_equal_time({"narrow": warm}, data, 1e-6)["narrow"]
+    assert (shortest.steps, shortest.warmup_steps) == (1, 0)
 
 
 def test_a_ladder_that_fails_keeps_the_trials_before(tmp_path, monkeypatch):
@@ -94,13 +96,25 @@ def test_a_ladder_says_what_is_wrong_with_a_change(change, said, tmp_path, monke
         ladder.main()
 
 
-@pytest.mark.parametrize("seeds", ["1", "1 1", "1 2 3 4 5 6 7 8 9 10 11"])
-def test_an_interval_needs_two_to_ten_different_seeds(seeds, monkeypatch, capsys):
-    words = ["ladder", "text.txt", "seed=1", "--output", "trials.csv", "--seeds", *seeds.split()]
+TO_TEN = "--seeds: an interval needs 2 to 10 different ones"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--seeds 1", TO_TEN),
+        ("--seeds 1 1", TO_TEN),
+        ("--seeds 1 2 3 4 5 6 7 8 9 10 11", TO_TEN),
+        ("--seconds 0", "--seconds: must be above 0"),
+        ("--seconds -5", "--seconds: must be above 0"),
+    ],
+)
+def test_a_ladder_says_what_is_wrong_with_a_flag(flags, said, monkeypatch, capsys):
+    words = ["ladder", "text.txt", "seed=1", "--output", "trials.csv", *flags.split()]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit):
         ladder.main()
-    assert "--seeds: an interval needs 2 to 10 different ones" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", range(2, 11))
