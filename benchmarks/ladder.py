@@ -1,4 +1,4 @@
-"""Whether a change of parameters makes a recipe learn more: `python -m benchmarks.ladder TEXT CHANGE...`.
+"""Whether a change of parameters makes a recipe learn more: `python -m benchmarks.ladder TEXT [CHANGE...]`.
 
 A candidate is the recipe with some parameters changed, such as "token_shift=0.5 steps=120". For each seed the
 recipe and every candidate train once, one after the other, on the first nine tenths of the text; the loss is
@@ -57,7 +57,7 @@ def main() -> None:
     """Run the trials, write them down, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("changes", nargs="+", metavar="CHANGE")
+    parser.add_argument("changes", nargs="*", metavar="CHANGE")
     parser.add_argument("--recipe", default="shakespeare-cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14, 15])
     parser.add_argument("--seconds", type=float, help="train each for so long")

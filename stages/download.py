@@ -56,7 +56,7 @@ def main() -> None:
         source.save(new / "source.json")
     copy_initial_model(params.init_from)
     point_to(path)
-    print("download:", source, f"({corpus.reason})" if corpus.reason else "")
+    print(f"download: {source}" + (f" ({corpus.reason})" if corpus.reason else ""))
 
 
 def copy_initial_model(init_from: str) -> None:
