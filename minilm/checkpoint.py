@@ -74,7 +74,6 @@ def load(folder: str | Path, device: "torch.device | str" = "cpu") -> "tuple[Min
 
     Raises InputError if the folder is missing or damaged, or its parts do not belong together.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from minilm.model.gpt import MiniGPT
@@ -87,11 +86,8 @@ def load(folder: str | Path, device: "torch.device | str" = "cpu") -> "tuple[Min
             f"{folder}: {TOKENIZER} has {tokenizer.vocab_size} ids, {CONFIG} says {info.config.vocab_size}"
         )
     model = MiniGPT(info.config)
-    try:
+    with explained(f"{folder}: {WEIGHTS} does not fit {CONFIG}", RESTORE):
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{folder}: {WEIGHTS} does not fit {CONFIG}: {reason}") from None
     return model.to(device).eval(), tokenizer
 
 

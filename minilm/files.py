@@ -4,15 +4,15 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from minilm.errors import InputError
 
@@ -20,7 +20,6 @@ SPLITS = ("train", "validation", "test")
 # What the stages write, in the project's folder or that of an experiment.
 RAW, INITIAL, ENCODED = Path("data/raw"), Path("data/initial_model"), Path("data/encoded")
 MODEL, FILM, REPORTS = Path("models/minilm"), Path("models/film.safetensors"), Path("reports")
-UNFINISHED = ".unfinished-minilm-"  # how the names of temporary folders begin, as .gitignore knows
 
 
 def project_root() -> Path:
@@ -32,22 +31,15 @@ def project_root() -> Path:
 def all_or_nothing(folder: str | Path) -> Iterator[Path]:
     """A temporary folder whose files move into `folder` when the block ends well.
 
-    If it raises, `folder` stays as it was. What a killed process leaves is removed a day later, as nobody's.
+    If it raises, `folder` stays as it was. `make clean` removes what a killed process leaves.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f"{UNFINISHED}*"):
-        with suppress(FileNotFoundError):  # another process has just finished
-            if time.time() - left.stat().st_mtime > 24 * 60 * 60:
-                shutil.rmtree(left)
-    # Beside its target, so that moving is a rename on one file system.
-    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
-    try:
-        yield temporary
-        for file in sorted(temporary.iterdir()):
+    # Beside its target, so that moving is a rename on one file system; .gitignore knows the name.
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as temporary:
+        yield Path(temporary)
+        for file in sorted(Path(temporary).iterdir()):
             file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(temporary)
 
 
 def expand_home(path: str) -> Path:
@@ -82,12 +74,13 @@ def read_table(path: Path) -> dict[str, list[Any]]:
         return {name: list(cells if name == "kind" else map(float, cells)) for name, cells in columns.items()}
 
 
-def write_table(path: Path, rows: Sequence[Any]) -> None:
-    """Write named tuples as a CSV file for `read_table`: one per line, below the names of their fields."""
+def write_table(path: Path, rows: Sequence[Any], columns: Sequence[str] = ()) -> None:
+    """Write named tuples as a CSV file for `read_table`: one per line, all of their fields or some."""
+    columns = columns or rows[0]._fields
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(rows[0]._fields)
-        writer.writerows(rows)
+        writer.writerow(columns)
+        writer.writerows([getattr(row, column) for column in columns] for row in rows)
 
 
 def read_pieces(path: str | Path) -> Iterator[str]:
@@ -101,5 +94,6 @@ def explained(said: str, remedy: str = "`dvc repro` makes it again") -> Iterator
     """Let what reading a damaged file raises become an InputError that says what is wrong and what to do."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(f"{said}: {type(error).__name__}: {error}; {remedy}") from None
+    except (ValueError, KeyError, TypeError, RuntimeError, csv.Error, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{said}: {type(error).__name__}: {reason}; {remedy}") from None

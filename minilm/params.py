@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
@@ -22,25 +22,15 @@ from minilm.errors import InputError
 from minilm.generation.config import Sampling
 from minilm.model.config import SEED, Activation, ModelConfig, Normalization, Position
 
-
-def _no_fraction(value: Any) -> Any:
-    """Refuse `256.0` and `1_000`, which pydantic would read as whole numbers."""
-    if isinstance(value, str) and not re.fullmatch(r"[+-]?\d+", value.strip()):
-        raise ValueError("not a whole number")
-    return value
-
-
-WHOLE = BeforeValidator(_no_fraction)
-Int = Annotated[int, WHOLE]
-Layers = Annotated[int, Field(ge=1, le=256), WHOLE]
-Size = Annotated[int, Field(ge=1, le=65536), WHOLE]
-Count = Annotated[int, Field(ge=1, le=10**9), WHOLE]
-Seed = Annotated[int, Field(ge=0, lt=2**32), WHOLE]
+Layers = Annotated[int, Field(ge=1, le=256)]
+Size = Annotated[int, Field(ge=1, le=65536)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Limit = Annotated[float, Field(ge=0, le=10**6)]
 Text = Annotated[str, Field(min_length=1)]
-Context = Literal["auto"] | Annotated[int, Field(ge=0, le=65535), WHOLE]
+Context = Literal["auto"] | Annotated[int, Field(ge=0, le=65535)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -72,7 +62,7 @@ class DownloadParams(StageParams):
     )
     allow_fallback: bool = _key(True, "train on the bundled sample text when the Hub cannot be reached")
     holdout_fraction: float = _key(0.1, "share of the text that each missing split takes", gt=0, le=0.4)
-    holdout_blocks: Int = _key(1, "equal blocks of the text from whose ends it is taken", ge=1, le=10000)
+    holdout_blocks: int = _key(1, "equal blocks of the text from whose ends it is taken", ge=1, le=10000)
     init_from: str = _key(
         "", "model folder whose weights and vocabulary training starts with; empty for none"
     )
@@ -88,10 +78,10 @@ class TrainParams(StageParams):
     """The model and the recipe that trains it."""
 
     block_size: Size = _key(ModelConfig.block_size, "characters that the model sees at once")
-    embed_dim: Int = _key(ModelConfig.embed_dim, "width of the residual stream", ge=1, le=16384)
+    embed_dim: int = _key(ModelConfig.embed_dim, "width of the residual stream", ge=1, le=16384)
     num_heads: Layers = _key(ModelConfig.num_heads, "attention heads per block; must divide embed_dim")
     num_layers: Layers = _key(ModelConfig.num_layers, "transformer blocks")
-    mlp_ratio: Int = _key(
+    mlp_ratio: int = _key(
         ModelConfig.mlp_ratio, "width of the MLP's hidden layer, in embed_dims", ge=1, le=64
     )
     position: Position = _key(ModelConfig.position, "how positions are encoded")
@@ -107,10 +97,10 @@ class TrainParams(StageParams):
     token_shift: Decay = _key(
         ModelConfig.token_shift, "share of each part's input that comes from the character before"
     )
-    ngram_embedding: Int = _key(
+    ngram_embedding: int = _key(
         ModelConfig.ngram_embedding, "longest n-gram with an embedding of its own; 1 is none", ge=1, le=8
     )
-    ngram_rows: Int = _key(
+    ngram_rows: int = _key(
         ModelConfig.ngram_rows, "maximum rows of an n-gram table; more n-grams are hashed", ge=1, le=2**24
     )
     batch_size: Size = _key(32, "windows of block_size characters per step, on all devices together")
@@ -119,16 +109,16 @@ class TrainParams(StageParams):
     learning_rate: float = _key(0.0003, "the optimizer's step size at its highest", gt=0, le=10)
     learning_rate_schedule: Schedule = _key("constant", "how the learning rate falls after the warmup")
     min_learning_rate_ratio: Share = _key(0.1, "share of learning_rate that linear and cosine fall to")
-    warmup_steps: Int = _key(0, "steps in which the learning rate first rises from zero", ge=0, le=10**9)
+    warmup_steps: int = _key(0, "steps in which the learning rate first rises from zero", ge=0, le=10**9)
     adam_beta1: Decay = _key(0.9, "AdamW's first-moment decay rate")
     adam_beta2: Decay = _key(0.95, "AdamW's second-moment decay rate")
     weight_decay: float = _key(0.1, "weight decay of matrices and embeddings", ge=0, le=10)
     grad_clip: Limit = _key(1.0, "largest gradient norm; 0 means no limit")
     steps: Count = _key(200, "optimizer steps")
     eval_interval: Count = _key(50, "steps between two reports of the losses")
-    eval_batches: Int = _key(8, "validation batches in a report's loss; 0 takes all", ge=0, le=10**6)
+    eval_batches: int = _key(8, "validation batches in a report's loss; 0 takes all", ge=0, le=10**6)
     keep: Literal["last", "best"] = _key("last", "the weights to save; best has the lowest validation loss")
-    film: Int = _key(
+    film: int = _key(
         16, "maximum copies of the weights to keep for the explorer's film; 0 keeps none", ge=0, le=64
     )
     precision: Literal["auto", "fp32", "bf16"] = _key("auto", "of matrix products; auto is bf16 if faster")
@@ -161,12 +151,12 @@ class SampleParams(StageParams):
     """What the model is asked to write."""
 
     prompt: Text = _key("The ", "text that the samples continue")
-    num_samples: Int = _key(3, "samples to write", ge=1, le=10000)
-    max_new_tokens: Int = _key(Sampling.max_new_tokens, "characters after the prompt", ge=1, le=10**7)
+    num_samples: int = _key(3, "samples to write", ge=1, le=10000)
+    max_new_tokens: int = _key(Sampling.max_new_tokens, "characters after the prompt", ge=1, le=10**7)
     temperature: float = _key(
         Sampling.temperature, "below 1 safer, above 1 more varied, 0 always the most likely", ge=0, le=100
     )
-    top_k: Int = _key(Sampling.top_k, "draw from the k most likely characters; 0 means all", ge=0, le=10**7)
+    top_k: int = _key(Sampling.top_k, "draw from the k most likely characters; 0 means all", ge=0, le=10**7)
     top_p: float = _key(Sampling.top_p, "draw from the most likely that sum to this probability", gt=0, le=1)
     min_p: Share = _key(Sampling.min_p, "exclude what has less than this share of the highest probability")
     stop: str = _key(Sampling.stop, "a sample ends before this text; empty for none")

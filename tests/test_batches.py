@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from minilm.data.batches import RandomBatches, open_tokens, scoring_batches, spaced_batches, write_tokens
+from minilm.data.batches import open_tokens, random_batch, scoring_batches, spaced_batches, write_tokens
 from minilm.errors import InputError
 
 
@@ -36,27 +36,24 @@ def test_a_damaged_token_file_is_named_whatever_its_damage(tmp_path):
 
 def test_random_batches_shift_targets_by_one_reach_both_ends_and_repeat_with_the_seed():
     tokens = np.arange(10, dtype=np.uint8)
-    batches = RandomBatches(tokens, batch_size=200, block_size=4, seed=1)
-    inputs, targets = batches.at(1)
+    inputs, targets = random_batch(tokens, batch_size=200, block_size=4, seed=1, step=1)
     assert inputs.shape == targets.shape == (200, 4)
     assert (targets == inputs + 1).all()
     assert (np.diff(inputs) == 1).all()
     assert inputs.min() == 0
     assert targets.max() == 9
-    again = RandomBatches(tokens, 200, 4, seed=1)
-    assert (again.at(2)[0] == batches.at(2)[0]).all()
-    assert (again.at(1)[0] == inputs).all()
-    assert (again.at(2)[0] != inputs).any()
-    assert (RandomBatches(tokens, 200, 4, seed=2).at(1)[0] != inputs).any()
+    assert (random_batch(tokens, 200, 4, seed=1, step=1)[0] == inputs).all()
+    assert (random_batch(tokens, 200, 4, seed=1, step=2)[0] != inputs).any()
+    assert (random_batch(tokens, 200, 4, seed=2, step=1)[0] != inputs).any()
 
 
 def test_random_batches_of_a_large_file_equal_those_of_memory(tmp_path):
     tokens = np.random.default_rng(3).integers(0, 200, 40_000_000).astype(np.uint8)
     np.save(tmp_path / "a.npy", tokens)
-    on_disk = RandomBatches(open_tokens(tmp_path / "a.npy"), 19, 10, seed=1)
-    in_memory = RandomBatches(tokens, 19, 10, seed=1)
+    on_disk = open_tokens(tmp_path / "a.npy")
     for step in range(1, 40):
-        for found, expected in zip(on_disk.at(step), in_memory.at(step), strict=True):
+        pairs = (random_batch(source, 19, 10, 1, step) for source in (on_disk, tokens))
+        for found, expected in zip(*pairs, strict=True):
             assert (found == expected).all()
 
 

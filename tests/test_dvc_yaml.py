@@ -22,7 +22,6 @@ NOT_A_DEPENDENCY = {
     "minilm/tracking/": "only logs",
     "minilm/training/fingerprint.py": "only names a training",
     "minilm/training/memory.py": "only explains an error",
-    "minilm/training/progress.py": "only shows progress",
     "stages/__init__.py": "only starts the stage and shows its errors",
 }
 LOADED = """

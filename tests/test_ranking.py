@@ -13,7 +13,7 @@ from conftest import ROOT
 from minilm.checkpoint import save
 from minilm.data.provenance import Source
 from minilm.deploy.pyfunc import log_model
-from minilm.errors import InputError
+from minilm.errors import InputError, UserError
 from minilm.params import FIELDS
 from minilm.tracking import store
 from minilm.tracking.ranking import how_to_restore, main, rank, table
@@ -182,6 +182,6 @@ def test_the_champion_is_chosen_from_the_same_ranking_as_the_best(shop, monkeypa
 
 @pytest.mark.parametrize("name", ["what?", "a%20b"])
 def test_a_folder_that_mlflow_would_misread_is_refused(name, elsewhere, tmp_path):
-    with pytest.raises(store.StoreUnavailable, match="rename the folder"):
+    with pytest.raises(UserError, match="rename the folder"):
         store.open_store(tmp_path / name)
     assert not (tmp_path / name.partition("?")[0]).exists()

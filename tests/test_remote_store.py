@@ -21,8 +21,9 @@ from mlflow.exceptions import MlflowException
 from werkzeug.serving import make_ssl_devcert
 
 from helpers.servers import Server
+from minilm.errors import UserError
 from minilm.tracking import sync as syncing
-from minilm.tracking.store import StoreUnavailable, open_store
+from minilm.tracking.store import open_store
 
 OUTPUTS = ("models/minilm/model.safetensors", "models/minilm/config.json", "reports/loss.csv")
 RATES = {"tokens_per_second", "mfu"}  # differ between two equal trainings
@@ -357,6 +358,6 @@ def test_sync_may_be_stopped_at_any_request_and_repeated(trained, server, monkey
         for number in (*range(2, 30), 40, 25, 0):
             # Every other time the request has its effect, but the answer is lost.
             left, kind = number, "answer" if number % 2 else "request"
-            with pytest.raises((StoreUnavailable, MlflowException, OSError)) if number else nullcontext():
+            with pytest.raises((UserError, MlflowException, OSError)) if number else nullcontext():
                 syncing.sync(*open_store(trained.folder), trained.folder, trained.folder)
     assert_complete(server, trained, "none")

@@ -98,8 +98,8 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, capsy
     snapshots.last = 5
     with pytest.raises(Killed):
         run(PARAMS, snapshots)
-    newest = tmp_path / "step-0000000005"
-    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-0000000004", newest.name]
+    before, newest = sorted(tmp_path.glob("step-*"))
+    assert (before.name[:15], newest.name[:15]) == ("step-0000000004", "step-0000000005")
     for damage in (lambda whole: whole[:-7], lambda whole: whole[:900] + b"x" + whole[901:]):
         content = newest.read_bytes()
         newest.write_bytes(damage(content))
@@ -215,7 +215,7 @@ def trained(make_project):
 
 
 def checkpoints(project) -> list[str]:
-    return sorted(path.name for path in project.folder.glob(".checkpoints/*/step-*"))
+    return sorted(path.name[:15] for path in project.folder.glob(".checkpoints/*/step-*"))
 
 
 @pytest.fixture(autouse=True)

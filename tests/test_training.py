@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import ROOT
 from minilm import CharTokenizer, MiniGPT, ModelConfig, train
 from minilm.checkpoint import INIT_FROM
-from minilm.data.batches import RandomBatches
+from minilm.data.batches import random_batch
 from minilm.data.provenance import Source
 from minilm.device import choose_precision
 from minilm.errors import InputError, TrainingDiverged
@@ -73,7 +73,6 @@ def test_training_equals_a_literal_loop():
     model, twin = new_model(), new_model()
     params = changed(learning_rate_schedule="linear", min_learning_rate_ratio=0.0, warmup_steps=5)
     reports = train(model, TOKENS, TOKENS[:50], params)
-    batches = RandomBatches(TOKENS, 8, 8, seed=4)
     decays = [p for p in twin.parameters() if p.dim() >= 2]
     others = [p for p in twin.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -82,7 +81,7 @@ def test_training_equals_a_literal_loop():
     )
     losses, norms = [], []
     for step in range(1, 41):
-        inputs, targets = map(torch.from_numpy, batches.at(step))
+        inputs, targets = map(torch.from_numpy, random_batch(TOKENS, 8, 8, seed=4, step=step))
         loss = F.cross_entropy(twin(inputs).transpose(1, 2), targets)
         optimizer.zero_grad()
         loss.backward()

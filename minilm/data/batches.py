@@ -5,7 +5,6 @@ All in NumPy; who trains or evaluates moves a batch to torch and to its device.
 
 import mmap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,23 +35,15 @@ def open_tokens(path: str | Path) -> Ids:
         raise InputError(f"{path}: not a file of token ids: {error}; `dvc repro encode` makes it") from None
 
 
-@dataclass(frozen=True)
-class RandomBatches:
-    """Training batches from random places of the tokens, one for each step.
+def random_batch(tokens: Ids, batch_size: int, block_size: int, seed: int, step: int) -> Pair:
+    """The training batch of a step: `batch_size` windows from random places of the tokens, (tokens,).
 
-    The batch of a step depends on the seed and the step only, so that training can go on from any step.
+    It depends on the seed and the step only, so that training can go on from any step. There are more tokens
+    than `block_size`.
     """
-
-    tokens: Ids  # (tokens,), longer than block_size
-    batch_size: int  # windows per batch
-    block_size: int  # characters per window
-    seed: int  # the same seed gives the same batches
-
-    def at(self, step: int) -> Pair:
-        """The inputs and targets of a step, both (batch, time)."""
-        rng = np.random.default_rng([self.seed, step])
-        starts = rng.integers(0, len(self.tokens) - self.block_size, size=self.batch_size)
-        return _windows(self.tokens, starts, self.block_size)
+    rng = np.random.default_rng([seed, step])
+    starts = rng.integers(0, len(tokens) - block_size, size=batch_size)
+    return _windows(tokens, starts, block_size)
 
 
 def spaced_batches(tokens: Ids, batch_size: int, block_size: int, count: int) -> Iterator[Pair]:

@@ -127,7 +127,21 @@ class Decoder:
         self.latest = torch.empty(0)  # ids of the n-grams that the next character ends, (B, N - 1)
         self.rotation = self._rotation()
         self.bias = self._bias()
-        self.functions = _Functions(model, batch_size)
+        self.token_table = _plain(model.token_embedding.weight)
+        self.position_table = None
+        if self.config.position == "learned":
+            self.position_table = _plain(model.position_embedding.weight)
+        elif self.config.position == "sinusoidal":
+            self.position_table = model.position_table
+        self.layers = [_Layer(block) for block in cast(Iterable[TransformerBlock], model.blocks)]
+        self.shifts: list[_Shift] = []
+        if self.config.shifted_channels:
+            for layer in self.layers:
+                layer.attention_norm = _Shift(layer.attention_norm, self.config, batch_size)
+                layer.mlp_norm = _Shift(layer.mlp_norm, self.config, batch_size)
+                self.shifts += [layer.attention_norm, layer.mlp_norm]
+        self.final_norm = _norm(model.final_norm)
+        self.unembed = partial(F.linear, weight=_plain(model.unembedding))
 
     def prefill(self, ids: Tensor) -> Tensor:
         """Start every text with the same characters, the latest block_size: (T,) -> logits (B, V)."""
@@ -148,57 +162,57 @@ class Decoder:
         """Put characters into the cache in the place of what is there: (B, T) -> logits (B, V)."""
         batch, self.length = ids.shape
         self.recent = list(ids.unbind(1))
-        functions, window = self.functions, slice(0, self.length)
-        for shift in functions.shifts:
+        window = slice(0, self.length)
+        for shift in self.shifts:
             shift.restart()
-        x = functions.token_table.index_select(0, ids.flatten())  # (B T, C)
-        if functions.position_table is not None:
-            x += functions.position_table[window].repeat(batch, 1)
+        x = self.token_table.index_select(0, ids.flatten())  # (B T, C)
+        if self.position_table is not None:
+            x += self.position_table[window].repeat(batch, 1)
         if self.config.ngram_embedding > 1:
             x += self.model.ngram_embedding(ids).flatten(0, 1)
             self.latest = F.pad(ids, (self.config.ngram_embedding, 0))[:, 1 - self.config.ngram_embedding :]
-        for layer, view in zip(functions.layers, self._views(window), strict=True):
+        for layer, view in zip(self.layers, self._views(window), strict=True):
             qkv = layer.qkv(layer.attention_norm(x)).view(batch, self.length, 3, self.config.num_heads, -1)
             qkv = self._positioned(qkv.permute(2, 0, 3, 1, 4), layer, window)  # (3, B, H, T, D)
             view.slot.copy_(qkv[1:])
-            if layer is functions.layers[-1] and not functions.shifts:
+            if layer is self.layers[-1] and not self.shifts:
                 # Only the last character's output is wanted here, which takes the keys and values of all.
                 x = x.view(batch, self.length, -1)[:, -1]
                 gathered = _gather(qkv[0, :, :, -1].reshape(-1, 1, self.config.head_dim), view, self.scale)
             else:
                 gathered = layer.attend(*qkv).transpose(1, 2)
-            layer.add_projection(x, gathered.reshape(x.shape))
-            layer.add_contraction(x, layer.activate(layer.expand(layer.mlp_norm(x))))
+            x += layer.projection(gathered.reshape(x.shape))
+            x += layer.contraction(layer.activate(layer.expand(layer.mlp_norm(x))))
         x = x.view(batch, -1, self.config.embed_dim)[:, -1]
-        return self.model.softcap(functions.unembed(functions.final_norm(x)))
+        return self.model.softcap(self.unembed(self.final_norm(x)))
 
     def _append(self, ids: Tensor) -> Tensor:
         """Put one more character into the cache: (B,) -> logits (B, V).
 
         Each operation is so small that what Python does between two of them takes as long.
         """
-        config, functions, place = self.config, self.functions, self.length
+        config, place = self.config, self.length
         batch, heads, channels = self.batch_size, config.num_heads, config.head_dim
         if not self.slides:
             self.recent.append(ids)
         self.length = place + 1
-        x = functions.token_table.index_select(0, ids)  # (B, C)
-        if functions.position_table is not None:
-            x += functions.position_table[place]
+        x = self.token_table.index_select(0, ids)  # (B, C)
+        if self.position_table is not None:
+            x += self.position_table[place]
         if config.ngram_embedding > 1:
             ending = torch.cat([self.latest, ids[:, None]], dim=1)  # (B, N)
             x += self.model.ngram_embedding.embed(ending[:, None])[:, 0]
             self.latest = ending[:, 1:]
         # Each takes time to make, and is of use whenever the window comes to this place.
         views = self.views[place] = self.views[place] or self._views(place)
-        for layer, view in zip(functions.layers, views, strict=True):
+        for layer, view in zip(self.layers, views, strict=True):
             qkv = layer.qkv(layer.attention_norm(x)).view(batch, 3, heads, channels).transpose(0, 1)
             qkv = self._positioned(qkv, layer, place)
             view.slot.copy_(qkv[1:])
             gathered = _gather(qkv[0].reshape(batch * heads, 1, channels), view, self.scale)
-            layer.add_projection(x, gathered.view(batch, config.embed_dim))
-            layer.add_contraction(x, layer.activate(layer.expand(layer.mlp_norm(x))))
-        return self.model.softcap(functions.unembed(functions.final_norm(x)))
+            x += layer.projection(gathered.view(batch, config.embed_dim))
+            x += layer.contraction(layer.activate(layer.expand(layer.mlp_norm(x))))
+        return self.model.softcap(self.unembed(self.final_norm(x)))
 
     def _positioned(self, qkv: Tensor, layer: "_Layer", places: int | slice) -> Tensor:
         """Queries, keys and values with what the configuration does to the first two: (3, B, H, ..., D)."""
@@ -265,27 +279,6 @@ class _View(NamedTuple):
     bias: Tensor  # what is added to its scores, (B H or 1, 1, window)
 
 
-class _Functions:
-    """The functions of a model's modules without the modules, whose bookkeeping takes as long as they do."""
-
-    def __init__(self, model: MiniGPT, batch_size: int):
-        self.token_table = _plain(model.token_embedding.weight)
-        self.position_table = None
-        if model.config.position == "learned":
-            self.position_table = _plain(model.position_embedding.weight)
-        elif model.config.position == "sinusoidal":
-            self.position_table = model.position_table
-        self.layers = [_Layer(block) for block in cast(Iterable[TransformerBlock], model.blocks)]
-        self.shifts: list[_Shift] = []
-        if model.config.shifted_channels:
-            for layer in self.layers:
-                layer.attention_norm = _Shift(layer.attention_norm, model.config, batch_size)
-                layer.mlp_norm = _Shift(layer.mlp_norm, model.config, batch_size)
-                self.shifts += [layer.attention_norm, layer.mlp_norm]
-        self.final_norm = _norm(model.final_norm)
-        self.unembed = partial(F.linear, weight=_plain(model.unembedding))
-
-
 class _Shift:
     """`token_shift` after a normalization, of texts that come in pieces."""
 
@@ -305,34 +298,21 @@ class _Shift:
 
 
 class _Layer:
-    """Those of a block."""
+    """A block's functions without its modules, whose bookkeeping takes as long as they do."""
 
     def __init__(self, block: TransformerBlock):
         attention, mlp = block.attention, block.mlp
         self.attention_norm, self.mlp_norm = _norm(block.attention_norm), _norm(block.mlp_norm)
         self.qkv, self.expand = _linear(attention.qkv), _linear(mlp.expand)
-        self.add_projection, self.add_contraction = _adding(attention.projection), _adding(mlp.projection)
+        self.projection, self.contraction = _linear(attention.projection), _linear(mlp.projection)
         self.attend, self.activate = attention.attend, mlp.activate
         if attention.config.qk_norm:
             self.query_norm, self.key_norm = _norm(attention.query_norm), _norm(attention.key_norm)
 
 
 def _linear(module: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """The module's function; adding the bias in place saves a copy of b for each row."""
-    weight = _plain(module.weight).t()
-    if module.bias is None:
-        return partial(torch.mm, mat2=weight)
-    bias = _plain(module.bias)
-    return lambda x: torch.mm(x, weight).add_(bias)
-
-
-def _adding(module: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
-    """Add the module's output for `inputs` to the residual stream `x`, in place."""
-    weight = _plain(module.weight).t()
-    if module.bias is None:
-        return lambda x, inputs: x.addmm_(inputs, weight)
-    bias = _plain(module.bias)
-    return lambda x, inputs: x.addmm_(inputs, weight).add_(bias)
+    bias = None if module.bias is None else _plain(module.bias)
+    return partial(F.linear, weight=_plain(module.weight), bias=bias)
 
 
 def _norm(module: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,7 @@ from minilm.generation.config import Sampling
 
 def limit(logits: Tensor, sampling: Sampling) -> Tensor:
     """Minus infinity for what must not be drawn, by one limit after the other: (B, V) -> (B, V)."""
-    logits[:, UNKNOWN_ID] = -torch.inf
+    logits[:, UNKNOWN_ID] = -torch.inf  # never drawn: it stands for no text
     if 0 < sampling.top_k < logits.shape[-1]:
         likely, which = logits.topk(sampling.top_k)
         logits = torch.full_like(logits, -torch.inf).scatter_(-1, which, likely)
@@ -42,6 +42,4 @@ def gumbel_noise(
             generator.randint(2**32, size=(steps, vocab_size), dtype=np.uint32) for generator in generators
         ]
         uniform = (np.stack(bits, axis=1) + 0.5) / 2**32  # above 0 and below 1
-        noise = torch.from_numpy(-temperature * np.log(-np.log(uniform))).float()
-        noise[..., UNKNOWN_ID] = -torch.inf  # never drawn: it stands for no text
-        yield from noise.to(device)
+        yield from torch.from_numpy(-temperature * np.log(-np.log(uniform))).float().to(device)

@@ -16,7 +16,7 @@ from typing import Any
 import pandas
 
 from minilm.errors import InputError, UserError
-from minilm.files import project_root, replace_what_cannot_be_shown
+from minilm.files import project_root
 from minilm.params import FIELDS, SampleParams, experiment_command, load_params, text_of
 from minilm.tracking import store
 from minilm.tracking.lineage import Lineage
@@ -33,7 +33,6 @@ _NO_EFFECT = {*SampleParams.model_fields, "launcher", "checkpoint_interval", "ev
 
 def main() -> None:
     """Read the command line, print the ranking, and move the champion if asked."""
-    replace_what_cannot_be_shown()
     parser = argparse.ArgumentParser(prog="python -m minilm.tracking.ranking", description=__doc__)
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many to print (default 10)")
     parser.add_argument("--data", default="", metavar="SHA", help="beginning of the dataset's SHA-256")
@@ -68,7 +67,7 @@ def rank(client: MlflowClient, experiment: str, data: str = "") -> list[Run]:
         raise InputError(
             f"nothing to rank: {len(finished)} finished runs, of which {len(tested)} have {METRIC}{where}"
         )
-    same_data = [run for run in tested if run.data.tags.get("data_sha256") == chosen[0]]
+    same_data = [run for run in tested if run.data.tags.get("data_sha256", "unknown") == chosen[0]]
     models = {run.data.tags.get("model_sha256"): run for run in same_data}
     return sorted(models.values(), key=lambda run: run.data.metrics[METRIC])
 

@@ -7,9 +7,9 @@ import logging
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -25,8 +25,6 @@ from minilm.training.fingerprint import training_lock
 
 from mlflow import MlflowClient  # isort: skip - store sets up MLflow
 from mlflow.entities import Metric, Run
-
-END_TIMEOUT = 1.0  # seconds to wait at the end until all that was sent has arrived
 
 
 class NullRun:
@@ -77,7 +75,7 @@ class LiveRun(NullRun):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # failures are reported here, once
         self.client, self.experiment = store.open_store(root)
-        self._logged_steps, self._sending = set[int](), list[threading.Thread]()
+        self._logged_steps, self._sending = set[int](), ThreadPoolExecutor()
         end_dead_runs(self.client, self.experiment, root)
         tags = store.origin_tags() | store.data_tags(data)
         name = os.environ.get("DVC_EXP_NAME") or f"train {tags.get('git_commit', '')[:7]}".strip()
@@ -100,8 +98,7 @@ class LiveRun(NullRun):
             now, values = int(time.time() * 1000), report._asdict()
             points = [Metric(key, values[key], now, report.step) for key in values if key != "step"]
             # Not MLflow's own asynchronous logging, which waits up to a second when the process ends.
-            self._sending.append(threading.Thread(target=self._send, args=(points,), daemon=True))
-            self._sending[-1].start()
+            self._sending.submit(self._send, points)
 
     @turned_off_by_a_failure
     def _send(self, points: list[Metric]) -> None:
@@ -119,11 +116,9 @@ class LiveRun(NullRun):
 
     @turned_off_by_a_failure
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
-        end = time.monotonic() + END_TIMEOUT
-        for thread in self._sending:
-            thread.join(max(0, end - time.monotonic()))
-        if any(thread.is_alive() for thread in self._sending):
-            raise TimeoutError(f"no answer within {END_TIMEOUT:g} s")
+        self._sending.shutdown()
+        if not self.on:
+            return
         status = "FAILED" if error else "FINISHED"
         if isinstance(error, KeyboardInterrupt | TrainingInterrupted):
             status = "KILLED"

@@ -34,10 +34,6 @@ _LONGEST_PARAM = 6000  # MLflow's limit
 _NOTE = "To restore this model"  # the beginning of the note that a run gets
 
 
-class StoreUnavailable(UserError):
-    """The MLflow store does not exist or does not answer."""
-
-
 def store_uri(root: Path) -> str:
     """The store's address: $MLFLOW_TRACKING_URI, or mlflow.db in the project's main folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
@@ -46,21 +42,21 @@ def store_uri(root: Path) -> str:
 def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
     """A client of the store, and the id of the experiment `minilm` in it.
 
-    `create` makes what is missing; without it the store is only read. Raises StoreUnavailable if it does not
+    `create` makes what is missing; without it the store is only read. Raises UserError if it does not
     answer, is missing and not to be made, MLflow misreads its path, or it is to be written to and its folder
     was moved; MlflowException if the server refuses.
     """
     uri, local = store_uri(root), f"sqlite:///{root / 'mlflow.db'}"
     shown, database = without_password(uri), uri.removeprefix("sqlite:///")
     if uri == local and ("?" in local or unquote(local) != local):
-        raise StoreUnavailable(f"MLflow misreads '?' and '%' in {root}; rename the folder")
+        raise UserError(f"MLflow misreads '?' and '%' in {root}; rename the folder")
     if uri.startswith("http"):
         try:
             requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT)
         except requests.exceptions.SSLError:
             pass  # it answers; MLflow has its own settings of certificates to trust
         except requests.RequestException as error:
-            raise StoreUnavailable(f"{shown} does not answer ({type(error).__name__})") from None
+            raise UserError(f"{shown} does not answer ({type(error).__name__})") from None
     # Two processes that make mlflow.db at once destroy it.
     with FileLock(root / "mlflow.db.lock") if uri == local else nullcontext():
         # In a queued experiment the working folder is temporary; the artifacts must outlive it.
@@ -72,13 +68,13 @@ def open_store(root: Path, create: bool = True) -> tuple[MlflowClient, str]:
                 location = experiment.artifact_location
                 # One that was made here names the folder, and MLflow has no way to change it.
                 if create and artifacts not in (None, location) and location.endswith("/mlruns"):
-                    raise StoreUnavailable(
+                    raise UserError(
                         f"{shown} keeps its artifacts in {location}: the project was "
                         "moved or copied; move it back, or remove mlflow.db and mlruns and run `make sync`"
                     )
                 return client, experiment.experiment_id
         if not create:
-            raise StoreUnavailable(f"there is no MLflow store at {shown}; `dvc repro` makes one")
+            raise UserError(f"there is no MLflow store at {shown}; `dvc repro` makes one")
         return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
 
 

@@ -16,15 +16,7 @@ from pathlib import Path
 
 from minilm.checkpoint import ModelInfo, read_info
 from minilm.errors import InputError, UserError
-from minilm.files import (
-    MODEL,
-    REPORTS,
-    project_root,
-    read_json,
-    read_table,
-    replace_what_cannot_be_shown,
-    sha256_of,
-)
+from minilm.files import MODEL, REPORTS, project_root, read_json, read_table, sha256_of
 from minilm.params import load_params
 from minilm.tracking import store
 from minilm.tracking.run import end_dead_runs, reclaim_run
@@ -38,7 +30,6 @@ from mlflow.exceptions import MlflowException
 
 def main() -> None:
     """Sync the workspace and the experiments."""
-    replace_what_cannot_be_shown()
     root = project_root()
     try:
         for name, outcome in sync_all(root):

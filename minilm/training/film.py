@@ -4,8 +4,6 @@ What a model learns first, it learns in few steps; so the steps between two copi
 explorer page (minilm/report/explorer) shows what the model was able to do at each of them.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,22 +25,16 @@ def frame_steps(steps: int, most: int) -> list[int]:
     return [*doubled, steps][-most:] if most else []
 
 
-@contextmanager
-def filming(training: "Training", film: dict[str, Tensor]) -> Iterator[Callable[[], None]]:
-    """Yields what copies the weights after a step, if it is time, into `film`, by names `step/parameter`.
+def add_frame(training: "Training") -> None:
+    """After a step, if it is time, copy the weights into the training's film, by names `step/parameter`.
 
     Of several processes the first one's film is complete; with `sharding: fsdp` the others' are empty.
     """
-    training.film = film
-    model, params = training.model, training.params
-    frames = frame_steps(params.steps, params.film) if model.num_parameters <= MOST_EXPLORED else []
-
-    def after_step() -> None:
-        if training.step in frames:
-            for name, tensor in full_state(model)["model"].items():
-                film[f"{training.step}/{name}"] = tensor.to("cpu", torch.float16, copy=True)
-
-    yield after_step
+    model, params, film = training.model, training.params, training.film
+    due = training.step in frame_steps(params.steps, params.film)
+    if film is not None and due and model.num_parameters <= MOST_EXPLORED:
+        for name, tensor in full_state(model)["model"].items():
+            film[f"{training.step}/{name}"] = tensor.to("cpu", torch.float16, copy=True)
 
 
 def write_film(path: Path, film: dict[str, Tensor]) -> None:

@@ -1,22 +1,23 @@
 """The training loop: take a batch, measure the loss, step against its gradient, report now and then.
 
-What is not training itself hangs on the loop: the progress bar (progress.py), checkpoints and interruption
-(snapshots.py), copies of the weights on the way (film.py), several processes (distributed.py).
+What is not training itself hangs on the loop: checkpoints and interruption (snapshots.py), copies of the
+weights on the way (film.py), several processes (distributed.py).
 """
 
 import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from minilm.data.batches import Batch, RandomBatches, spaced_batches
+from minilm.data.batches import Pair, random_batch, spaced_batches
 from minilm.data.tokenizer import Ids
 from minilm.device import choose_precision, matmul_peak
 from minilm.errors import InputError, TrainingDiverged
@@ -30,10 +31,9 @@ from minilm.training.distributed import (
     load_full_state,
     parallelize,
 )
-from minilm.training.film import filming
+from minilm.training.film import add_frame
 from minilm.training.memory import explain_lack_of_memory
 from minilm.training.optim import clip_gradients, learning_rate_at, make_optimizers, set_learning_rate
-from minilm.training.progress import progress_bar
 from minilm.training.reports import Report
 from minilm.training.snapshots import Snapshots, checkpointing
 
@@ -62,7 +62,13 @@ class Training:
     """A training under way: all that changes from step to step, and what changes it."""
 
     def __init__(
-        self, model: MiniGPT, train_tokens: Ids, val_tokens: Ids, params: TrainParams, workers: Workers
+        self,
+        model: MiniGPT,
+        train_tokens: Ids,
+        val_tokens: Ids,
+        params: TrainParams,
+        workers: Workers,
+        film: dict[str, Tensor] | None = None,
     ):
         params.require_length(len(train_tokens))
         if len(val_tokens) < 2:
@@ -77,27 +83,26 @@ class Training:
         self.precision = choose_precision(params.precision, workers.device)
         self.peaks: list[float] = []  # matrix-product rates of all devices, measured at the first reports
         self.characters_per_step = params.batch_size * model.config.block_size
-        if params.compile:
-            prepare_compiler(workers.device)
         self.parallel = parallelize(model, params.sharding, workers)
         self.forward: Callable[[Tensor], Tensor] = self.parallel
         if params.compile:
+            prepare_compiler(workers.device)
             self.forward = torch.compile(self.parallel)
         self.optimizers = make_optimizers(model, params)
         self.step = 0
         self.measured: list[Tensor] = []  # loss and gradient norm of steps since the last report, (steps, 2)
         self.reports: list[Report] = []
         self.best: dict[str, Any] = {}  # the state of the report with the lowest validation loss
-        self.film: dict[str, Tensor] = {}  # copies of the weights, see film.py
+        self.film = film  # copies of the weights, see film.py; None keeps none
         self.updates = 0  # of this process
         self.start_clock()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the batch of each step that remains, on its device."""
-        size, block_size = self.params.batch_size, self.model.config.block_size
-        batches = RandomBatches(self.train_tokens, size, block_size, self.params.seed)
-        remaining = range(self.step + 1, self.params.steps + 1)
-        return _on_device(map(batches.at, remaining), self.workers)
+        params, block_size = self.params, self.model.config.block_size
+        for step in range(self.step + 1, params.steps + 1):
+            batch = random_batch(self.train_tokens, params.batch_size, block_size, params.seed, step)
+            yield _on_device(batch, self.workers)
 
     def update(self, inputs: Tensor, targets: Tensor) -> None:
         """One step: forward, loss, backward, clip, update; inputs and targets are (batch, time).
@@ -143,7 +148,8 @@ class Training:
         windows = spaced_batches(
             self.val_tokens, self.params.batch_size, self.model.config.block_size, self.params.eval_batches
         )
-        val_loss = mean_loss(self.model, _on_device(windows, self.workers), self.precision, self.workers)
+        batches = (_on_device(batch, self.workers) for batch in windows)
+        val_loss = mean_loss(self.model, batches, self.precision, self.workers)
         if not math.isfinite(val_loss):
             raise self._diverged(f"after step {self.step} the validation loss is {val_loss}")
         if len(self.peaks) < PEAKS_MEASURED:
@@ -178,7 +184,7 @@ class Training:
             "measured": measured,
             "reports": [tuple(report) for report in self.reports],
             "best": self.best,
-            "film": self.film,
+            "film": self.film or {},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -187,7 +193,8 @@ class Training:
         self.step, self.best = state["step"], state["best"]
         self.measured = [state["measured"].to(self.workers.device)]
         self.reports = [Report(*values) for values in state["reports"]]
-        self.film.update(state["film"])
+        if self.film is not None:
+            self.film.update(state["film"])
 
     def _seed_dropout(self, step: int) -> None:
         """Seed it for each step, so that no generator's state has to be saved to resume."""
@@ -274,40 +281,43 @@ def train(
     keep_freed_memory()
     workers = workers or Workers(model.token_embedding.weight.device)
     gpus = [workers.device] if workers.device.type == "cuda" else []
-    with ExitStack() as stack:
-        stack.enter_context(explain_lack_of_memory(model, params, workers.count))
-        training = Training(model, train_tokens, val_tokens, params, workers)
-        hooks = [filming(training, film)] if film is not None else []  # first: checkpoints hold the film
-        hooks += ([checkpointing(training, snapshots)] if snapshots else []) + [progress_bar(training)]
-        stack.enter_context(torch.random.fork_rng(gpus))  # dropout draws from torch's global generators
-        callbacks = [stack.enter_context(hook) for hook in hooks]
-        report = report or (lambda _: None)
-        for past in training.reports:
-            report(past)
-        model.train()
-        for inputs, targets in training.batches():
-            training.update(inputs, targets)
-            if training.step % params.eval_interval == 0 or training.step == params.steps:
-                report(training.report())
-            for callback in callbacks:
-                callback()
+    report = report or (lambda _: None)
+    # Dropout draws from torch's global generators.
+    with explain_lack_of_memory(model, params, workers.count), torch.random.fork_rng(gpus):
+        training = Training(model, train_tokens, val_tokens, params, workers, film)
+        with (
+            checkpointing(training, snapshots) if snapshots else nullcontext(lambda: None) as save_if_due,
+            tqdm(
+                training.batches(),
+                initial=training.step,
+                total=params.steps,
+                unit=" characters",
+                unit_scale=training.characters_per_step,
+                dynamic_ncols=True,
+                disable=workers.rank > 0 or None,  # None: unless on a terminal
+            ) as batches,
+        ):
+            for past in training.reports:
+                report(past)
+            model.train()
+            for inputs, targets in batches:
+                training.update(inputs, targets)
+                if training.step % params.eval_interval == 0 or training.step == params.steps:
+                    latest = training.report()
+                    report(latest)
+                    batches.set_postfix(loss=f"{latest.train_loss:.3f}", validation=f"{latest.val_loss:.3f}")
+                add_frame(training)  # before a checkpoint, which holds the film
+                save_if_due()
     if params.keep == "best":
         load_full_state(model, training.best)
     model.eval()
     return training.reports
 
 
-def _on_device(batches: Iterable[tuple[Batch, Batch]], workers: Workers) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's rows of the batches, on its device; on a GPU copied a batch ahead of their use."""
-    ahead: list[tuple[Tensor, Tensor]] = []
-    for batch in batches:
-        inputs, targets = (workers.share(torch.from_numpy(part)) for part in batch)
-        if workers.device.type == "cuda":
-            # From pinned memory the copy runs beside the computation of the batch before.
-            inputs, targets = inputs.pin_memory(), targets.pin_memory()
-        ahead.append(
-            (inputs.to(workers.device, non_blocking=True), targets.to(workers.device, non_blocking=True))
-        )
-        if len(ahead) > 1:
-            yield ahead.pop(0)
-    yield from ahead
+def _on_device(batch: Pair, workers: Workers) -> tuple[Tensor, Tensor]:
+    """This process's rows of a batch, on its device."""
+    inputs, targets = (workers.share(torch.from_numpy(part)) for part in batch)
+    if workers.device.type == "cuda":
+        # From pinned memory it is copied without waiting for the GPU, which is still at the batch before.
+        inputs, targets = inputs.pin_memory(), targets.pin_memory()
+    return inputs.to(workers.device, non_blocking=True), targets.to(workers.device, non_blocking=True)

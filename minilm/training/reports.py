@@ -1,11 +1,10 @@
 """What training reports now and then, and the files that keep it."""
 
-import csv
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-from minilm.files import all_or_nothing
+from minilm.files import all_or_nothing, write_table
 
 
 class Report(NamedTuple):
@@ -47,8 +46,5 @@ def write_reports(folder: Path, reports: list[Report], keep: str, num_parameters
         "num_parameters": num_parameters,
     }
     with all_or_nothing(folder) as new:
-        with (new / "loss.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(CURVES)
-            writer.writerows([getattr(report, column) for column in CURVES] for report in reports)
+        write_table(new / "loss.csv", reports, CURVES)
         (new / "train.json").write_text(json.dumps(summary, indent=2) + "\n")

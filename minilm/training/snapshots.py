@@ -1,11 +1,10 @@
 """Checkpoints of a training that is under way, from which it resumes after an interruption.
 
-A checkpoint is one file: the SHA-256 of what follows, in hexadecimal, and torch's own format. It is written
-under another name and renamed, and the one before it stays, so that whenever the process or the machine
-stops, one whole checkpoint is there.
+A checkpoint is one file in torch's own format; its name has the step and the SHA-256 of its content. It is
+written under another name and renamed, and the one before it stays, so that whenever the process or the
+machine stops, one whole checkpoint is there.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -24,13 +22,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from minilm.errors import TrainingInterrupted
+from minilm.files import sha256_of
 from minilm.training.distributed import Workers
 
 if TYPE_CHECKING:
     from minilm.training.loop import Training
 
 INPUTS = "inputs.json"
-DIGEST_LENGTH = 64
 LARGEST_SHARE = 0.005  # of the time that saving may take, whatever the interval
 
 
@@ -55,15 +53,11 @@ class Snapshots:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / INPUTS).write_text(json.dumps(self.inputs))
         unfinished = self.folder / "unfinished"
-        with unfinished.open("w+b") as file:
-            file.write(bytes(DIGEST_LENGTH))
+        with unfinished.open("wb") as file:
             torch.save(state, file)
-            digest = _digest(file)
-            file.seek(0)
-            file.write(digest)
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(self.folder / f"step-{step:010}")
+        unfinished.replace(self.folder / f"step-{step:010}-{sha256_of(unfinished)}")
         for old in self._files()[:-2]:
             old.unlink()
         now = time.monotonic()
@@ -73,10 +67,8 @@ class Snapshots:
         """The newest checkpoint that is undamaged, or None; damaged ones are reported and removed."""
         for path in reversed(self._files()):
             with suppress(FileNotFoundError):  # another process of this training has just removed it
-                with path.open("rb") as file:
-                    if file.read(DIGEST_LENGTH) == _digest(file):
-                        file.seek(DIGEST_LENGTH)
-                        return torch.load(file, "cpu", weights_only=True)
+                if path.name.endswith(sha256_of(path)):
+                    return torch.load(path, "cpu", weights_only=True)
                 path.unlink()
                 print(
                     f"WARNING: {path} is damaged; training resumes from an earlier checkpoint, if any",
@@ -106,12 +98,6 @@ class Snapshots:
     def _files(self) -> list[Path]:
         """Oldest first."""
         return sorted(self.folder.glob("step-*"))
-
-
-def _digest(file: BufferedReader | BufferedRandom) -> bytes:
-    """The SHA-256 of what follows a checkpoint's digest, read in pieces: a checkpoint may be large."""
-    file.seek(DIGEST_LENGTH)
-    return hashlib.file_digest(file, "sha256").hexdigest().encode()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minilm.data.corpus import SAMPLE_FOLDER
 from minilm.errors import UserError
-from minilm.files import all_or_nothing, replace_what_cannot_be_shown
+from minilm.files import all_or_nothing
 from minilm.generation.config import Sampling
 from minilm.params import SampleParams
 from minilm.report.explorer.page import explorer_page, model_data
@@ -17,7 +17,6 @@ SHOWN = 1500  # characters of the text that the page begins with
 
 def main() -> None:
     """Write the page."""
-    replace_what_cannot_be_shown()
     parser = argparse.ArgumentParser(prog="python -m minilm.report.explorer", description=__doc__)
     parser.add_argument("a", metavar="A", type=Path, help="a folder like models/minilm")
     parser.add_argument("b", metavar="B", type=Path, help="another one")

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from minilm.checkpoint import RESTORE, TOKENIZER, WEIGHTS, read_info
 from minilm.data.tokenizer import UNKNOWN_CHARACTER, CharTokenizer
 from minilm.errors import InputError
+from minilm.files import explained
 from minilm.model.config import MOST_EXPLORED
 
 SOURCES = Path(__file__).parent
@@ -89,10 +89,8 @@ def model_data(folder: Path) -> dict[str, Any]:
 
 def read_weights(path: Path) -> dict[str, Floats]:
     """The arrays of a safetensors file by their names; InputError if it is damaged."""
-    try:
+    with explained(f"{path} is damaged", RESTORE):
         return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged: {error}; {RESTORE}") from None
 
 
 def run_data(
