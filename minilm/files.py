@@ -12,9 +12,7 @@ from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from minilm.errors import InputError
+from minilm.errors import InputError, UserError
 
 SPLITS = ("train", "validation", "test")
 # What the stages write, in the project's folder or that of an experiment.
@@ -94,6 +92,8 @@ def explained(said: str, remedy: str = "`dvc repro` makes it again") -> Iterator
     """Let what reading a damaged file raises become an InputError that says what is wrong and what to do."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, RuntimeError, csv.Error, SafetensorError) as error:
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # of many classes
         reason = " ".join(str(error).split())
         raise InputError(f"{said}: {type(error).__name__}: {reason}; {remedy}") from None
