@@ -12,7 +12,7 @@ from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from minilm.errors import InputError, UserError
+from minilm.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 # What the stages write, in the project's folder or that of an experiment.
@@ -92,7 +92,7 @@ def explained(said: str, remedy: str = "`dvc repro` makes it again") -> Iterator
     """Let what reading a damaged file raises become an InputError that says what is wrong and what to do."""
     try:
         yield
-    except (OSError, UserError):
+    except OSError:
         raise
     except Exception as error:  # of many classes
         reason = " ".join(str(error).split())

@@ -10,6 +10,9 @@ has hints of what lies before its window.) With learned and sinusoidal positions
 a new position, and with it new keys and values: the window is filled again from its most recent half, so
 that this is paid once every block_size / 2 characters.
 
+`Decoder._fill` is the model's forward pass for T characters, `Decoder._append` the same for one, without what
+T = 1 makes trivial.
+
 Shapes as in gpt.py: B texts, T characters, C channels, H heads, D channels per head, V in the vocabulary.
 """
 

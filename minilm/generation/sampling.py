@@ -11,7 +11,10 @@ from minilm.generation.config import Sampling
 
 
 def limit(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Minus infinity for what must not be drawn, by one limit after the other: (B, V) -> (B, V)."""
+    """Minus infinity for what must not be drawn, by one limit after the other: (B, V) -> (B, V).
+
+    `logits` may be changed.
+    """
     logits[:, UNKNOWN_ID] = -torch.inf  # never drawn: it stands for no text
     if 0 < sampling.top_k < logits.shape[-1]:
         likely, which = logits.topk(sampling.top_k)

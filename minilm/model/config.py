@@ -17,31 +17,31 @@ MOST_EXPLORED = 10_000_000
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model; docs/parameters.md says what each value means.
+    """The shape of a model; docs/parameters.md says more of each value.
 
     Raises:
         InputError: a value is out of its range or does not fit the others, or a name is unknown.
     """
 
-    vocab_size: int
-    block_size: int = 128
-    embed_dim: int = 128
-    num_heads: int = 4
-    num_layers: int = 2
-    mlp_ratio: int = 4
-    position: Position = "learned"
-    activation: Activation = "relu"
-    normalization: Normalization = "layernorm"
-    qk_norm: bool = False
-    tied_embeddings: bool = True
-    biases: bool = True
-    attention_dropout: float = 0.0
-    mlp_dropout: float = 0.0
-    logit_softcap: float = 0.0
-    zero_init_projections: bool = False
-    token_shift: float = 0.0
-    ngram_embedding: int = 1
-    ngram_rows: int = 8192
+    vocab_size: int  # V, characters and the unknown one
+    block_size: int = 128  # most characters in a window, T
+    embed_dim: int = 128  # C, width of the residual stream
+    num_heads: int = 4  # H, attention heads per block
+    num_layers: int = 2  # blocks
+    mlp_ratio: int = 4  # width of the MLP's hidden layer, in embed_dims
+    position: Position = "learned"  # how positions are encoded
+    activation: Activation = "relu"  # non-linearity of the MLP
+    normalization: Normalization = "layernorm"  # of what each part reads
+    qk_norm: bool = False  # normalize each head's queries and keys too
+    tied_embeddings: bool = True  # one matrix at both ends
+    biases: bool = True  # in linear layers and LayerNorm
+    attention_dropout: float = 0.0  # on the attention weights
+    mlp_dropout: float = 0.0  # on the MLP's output
+    logit_softcap: float = 0.0  # smooth limit of the logits' size; 0 is none
+    zero_init_projections: bool = False  # what writes into the residual stream starts at zero
+    token_shift: float = 0.0  # share of each part's input that comes from the character before
+    ngram_embedding: int = 1  # longest n-gram with a vector of its own; 1 is none
+    ngram_rows: int = 8192  # most rows of an n-gram table
 
     def __post_init__(self) -> None:
         for field in fields(self):
