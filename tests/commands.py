@@ -34,7 +34,7 @@ BEFORE = {
         dvc exp run --name NAME -S seed=2
         ln -s models/minilm MODEL_FOLDER
         ln -s models/minilm OTHER_FOLDER""",
-    "experiments": "cp -r minilm/data/sample_text shakespeare; cp shakespeare/train.txt input.txt",
+    "experiments": "cp minilm/data/sample_text/train.txt input.txt",
     "index": "make .venv/installed",
     "README": """
         make .venv/installed
