@@ -98,8 +98,11 @@ def losses_of_trials(path: Path) -> dict[str, float]:
 
 def test_theorys_losses_are_those_of_its_trials_and_its_model_has_the_size_that_it_says():
     theory, losses = (ROOT / "docs/theory.md").read_text(), losses_of_trials(ROOT / "docs/theory.csv")
-    plain = min(losses.keys() - {"the recipe"}, key=len)
+    plain = "token_shift=0 ngram_embedding=1 steps=120"
     assert f"**{losses[plain]:.3f}**" in theory
+    assert f"is {losses['ngram_embedding=1']:.3f} instead of {losses[ladder.RECIPE]:.3f}" in theory
+    for change, said in (("tied_embeddings=true", "to {:.3f}"), ("zero_init_projections=false", "is {:.3f}")):
+        assert said.format(losses[f"{plain} {change}"]) in " ".join(theory.split())
     for change, loss in re.findall(r"(?m)^\| `(\w+=[^`]*)` \| ([\d.]+) \|", theory):
         assert f"{losses[f'{plain} {change}']:.3f}" == loss, change
     recipe = load_params(ROOT / "params.yaml", load_recipe(ROOT / "recipes/shakespeare-small.yaml")).train
