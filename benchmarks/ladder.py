@@ -7,7 +7,8 @@ precedes it in its window). The differences from the recipe are paired by seed, 
 interval by Student's t. Seeds that were used to choose a candidate say nothing of it.
 
 All train on equally many characters, unless a candidate changes that. With --seconds they train for equally
-long: the steps are chosen by each one's time per step, measured first, the candidates taking turns.
+long: the steps are chosen by each one's time per step, measured first, the candidates taking turns; at most
+half of them are warmup.
 """
 
 import argparse
@@ -62,10 +63,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14, 15])
     parser.add_argument("--seconds", type=float, help="train each for so long")
     parser.add_argument("--output", type=Path, required=True, help="the CSV file of all trials")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if not 2 <= len(set(arguments.seeds)) == len(arguments.seeds) <= len(T_QUANTILES) + 1:
         parser.error(f"--seeds: an interval needs 2 to {len(T_QUANTILES) + 1} different ones")
-    if arguments.seconds is not None and not arguments.seconds > 0:
+    if arguments.seconds is not None and not 0 < arguments.seconds < float("inf"):
         parser.error("--seconds: must be above 0")
     try:
         run_trials(arguments)

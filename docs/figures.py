@@ -444,6 +444,7 @@ def quality(_: Trained, out: Path) -> None:
     """What more context brings, and whether the model is right as often as it says."""
     position, bins = (read_table(REPORTS / f"{name}.csv") for name in ("loss_by_position", "calibration"))
     octaves = np.floor(np.log2(position["context"])).astype(int)
+    octaves[-1] = octaves[-2]  # block_size alone would be a point of its own
     count, nats = (np.bincount(octaves, weights) for weights in (None, position["loss"]))
     with picture(out, 9, 3.8) as figure:
         context, calibration = figure.subplots(1, 2)

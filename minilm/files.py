@@ -29,7 +29,7 @@ def project_root() -> Path:
 def all_or_nothing(folder: str | Path) -> Iterator[Path]:
     """A temporary folder whose files move into `folder` when the block ends well.
 
-    If it raises, `folder` stays as it was. `make clean` removes what a killed process leaves.
+    If it raises, `folder` stays as it was. What a killed process leaves in the project `make clean` removes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,4 +96,4 @@ def explained(said: str, remedy: str = "`dvc repro` makes it again") -> Iterator
         raise
     except Exception as error:  # of many classes
         reason = " ".join(str(error).split())
-        raise InputError(f"{said}: {type(error).__name__}: {reason}; {remedy}") from None
+        raise InputError(f"{said}: {type(error).__name__}: {reason}; {remedy}") from error

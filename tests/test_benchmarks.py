@@ -90,7 +90,7 @@ def test_a_ladder_that_fails_keeps_the_trials_before(tmp_path, monkeypatch):
 )
 def test_a_ladder_says_what_is_wrong_with_a_change(change, said, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 100)
-    words = ["ladder", f"{tmp_path}/text.txt", change, "--output", f"{tmp_path}/trials.csv"]
+    words = ["ladder", f"{tmp_path}/text.txt", "--output", f"{tmp_path}/trials.csv", change]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit, match=f"error: .*{said}"):
         ladder.main()

@@ -52,7 +52,7 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(0, x), of any shape; for the compiler as a product.
+    """max(0, x) of finite numbers, of any shape; for the compiler as a product.
 
     From F.relu the compiler makes a mask and a selection in the backward pass: on a CPU code that costs a
     third of a training step.

@@ -42,7 +42,7 @@ class NGramEmbedding(nn.Module):
         rows: most rows of a table.
     """
 
-    powers: Tensor  # of V, (N,)
+    powers: Tensor  # of V, modulo PRIME, (N,)
     sizes: Tensor  # of the tables, (N - 1,)
     offsets: Tensor  # where each table begins, (N - 1,)
     exact: Tensor  # whether each table has a row for every n-gram, (N - 1,)
@@ -66,7 +66,8 @@ class NGramEmbedding(nn.Module):
 
     def embed(self, windows: Tensor) -> Tensor:
         """Of the latest N characters, the newest last: (B, T, N) -> (B, T, C)."""
-        # An n-gram is a number of n digits in base V, the newest character being its last digit.
+        # An n-gram is a number of n digits in base V, the newest character being its last digit; where powers
+        # of V exceed PRIME, it is hashed anyway.
         numbers = (windows.flip(-1) * self.powers).cumsum(-1)[..., 1:]  # (B, T, N - 1)
         # Fibonacci hashing: of the product's lower 32 bits the highest are taken ("The Art of Computer
         # Programming", Knuth, 1973, volume 3, section 6.4).

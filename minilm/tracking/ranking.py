@@ -59,15 +59,19 @@ def rank(client: MlflowClient, experiment: str, data: str = "") -> list[Run]:
     or `data` is ambiguous.
     """
     finished = store.search_runs(client, experiment, "attributes.status = 'FINISHED'")
-    tested = [run for run in finished if math.isfinite(run.data.metrics.get(METRIC, math.nan))]
-    datasets = list(dict.fromkeys(run.data.tags.get("data_sha256", "unknown") for run in tested))
+    tested = [
+        run
+        for run in finished
+        if math.isfinite(run.data.metrics.get(METRIC, math.nan)) and "data_sha256" in run.data.tags
+    ]
+    datasets = list(dict.fromkeys(run.data.tags["data_sha256"] for run in tested))
     chosen = [dataset for dataset in datasets if dataset.startswith(data)]
     if not chosen or (data and len(chosen) > 1):
         where = f", on the datasets {', '.join(name[:12] for name in datasets)}" if datasets else ""
         raise InputError(
             f"nothing to rank: {len(finished)} finished runs, of which {len(tested)} have {METRIC}{where}"
         )
-    same_data = [run for run in tested if run.data.tags.get("data_sha256", "unknown") == chosen[0]]
+    same_data = [run for run in tested if run.data.tags["data_sha256"] == chosen[0]]
     models = {run.data.tags.get("model_sha256"): run for run in same_data}
     return sorted(models.values(), key=lambda run: run.data.metrics[METRIC])
 

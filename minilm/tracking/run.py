@@ -97,7 +97,7 @@ class LiveRun(NullRun):
         if report.step not in self._logged_steps:
             now, values = int(time.time() * 1000), report._asdict()
             points = [Metric(key, values[key], now, report.step) for key in values if key != "step"]
-            # Not MLflow's own asynchronous logging, which waits up to a second when the process ends.
+            # Not MLflow's own asynchronous logging: its thread sleeps up to a second when the process ends.
             self._sending.submit(self._send, points)
 
     @turned_off_by_a_failure

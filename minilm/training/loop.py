@@ -282,30 +282,30 @@ def train(
     workers = workers or Workers(model.token_embedding.weight.device)
     gpus = [workers.device] if workers.device.type == "cuda" else []
     report = report or (lambda _: None)
-    # Dropout draws from torch's global generators.
+    # Dropout draws from torch's global generators, whose state fork_rng restores.
     with explain_lack_of_memory(model, params, workers.count), torch.random.fork_rng(gpus):
         training = Training(model, train_tokens, val_tokens, params, workers, film)
         with (
             checkpointing(training, snapshots) if snapshots else nullcontext(lambda: None) as save_if_due,
             tqdm(
-                training.batches(),
-                initial=training.step,
-                total=params.steps,
+                initial=training.step * training.characters_per_step,
+                total=params.steps * training.characters_per_step,
                 unit=" characters",
-                unit_scale=training.characters_per_step,
+                unit_scale=True,
                 dynamic_ncols=True,
                 disable=workers.rank > 0 or None,  # None: unless on a terminal
-            ) as batches,
+            ) as progress,
         ):
             for past in training.reports:
                 report(past)
             model.train()
-            for inputs, targets in batches:
+            for inputs, targets in training.batches():
                 training.update(inputs, targets)
+                progress.update(training.characters_per_step)
                 if training.step % params.eval_interval == 0 or training.step == params.steps:
                     latest = training.report()
                     report(latest)
-                    batches.set_postfix(loss=f"{latest.train_loss:.3f}", validation=f"{latest.val_loss:.3f}")
+                    progress.set_postfix(loss=f"{latest.train_loss:.3f}", validation=f"{latest.val_loss:.3f}")
                 add_frame(training)  # before a checkpoint, which holds the film
                 save_if_due()
     if params.keep == "best":

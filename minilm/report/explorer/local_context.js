@@ -23,7 +23,8 @@ function tokenShift(x, embedDim, before) {
 
 // Rows of the n-gram tables, one for each n from 2 to N, for the latest N ids. An n-gram is a number of n
 // digits in base V, the newest character being its last digit. Where a table has no row for each, numbers are
-// hashed to 32 bits. Math.imul multiplies modulo 2^32; a plain product of such numbers would be rounded.
+// hashed to 32 bits, and large powers taken modulo a prime. Math.imul multiplies modulo 2^32; a plain product
+// of numbers of 32 bits would be rounded, that of a power and the vocabulary's size is not.
 function ngramRows(latest, { vocab_size, ngram_rows, ngram_embedding }) {
   const rows = [];
   let offset = 0, number = latest.at(-1), power = 1;
