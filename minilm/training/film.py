@@ -30,11 +30,10 @@ def add_frame(training: "Training") -> None:
 
     Of several processes the first one's film is complete; with `sharding: fsdp` the others' are empty.
     """
-    model, params, film = training.model, training.params, training.film
-    due = training.step in frame_steps(params.steps, params.film)
-    if film is not None and due and model.num_parameters <= MOST_EXPLORED:
+    model, params, step = training.model, training.params, training.step
+    if step in frame_steps(params.steps, params.film) and model.num_parameters <= MOST_EXPLORED:
         for name, tensor in full_state(model)["model"].items():
-            film[f"{training.step}/{name}"] = tensor.to("cpu", torch.float16, copy=True)
+            training.film[f"{step}/{name}"] = tensor.to("cpu", torch.float16, copy=True)
 
 
 def write_film(path: Path, film: dict[str, Tensor]) -> None:

@@ -62,13 +62,7 @@ class Training:
     """A training under way: all that changes from step to step, and what changes it."""
 
     def __init__(
-        self,
-        model: MiniGPT,
-        train_tokens: Ids,
-        val_tokens: Ids,
-        params: TrainParams,
-        workers: Workers,
-        film: dict[str, Tensor] | None = None,
+        self, model: MiniGPT, train_tokens: Ids, val_tokens: Ids, params: TrainParams, workers: Workers
     ):
         params.require_length(len(train_tokens))
         if len(val_tokens) < 2:
@@ -93,7 +87,7 @@ class Training:
         self.measured: list[Tensor] = []  # loss and gradient norm of steps since the last report, (steps, 2)
         self.reports: list[Report] = []
         self.best: dict[str, Any] = {}  # the state of the report with the lowest validation loss
-        self.film = film  # copies of the weights, see film.py; None keeps none
+        self.film: dict[str, Tensor] = {}  # copies of the weights, see film.py
         self.updates = 0  # of this process
         self.start_clock()
 
@@ -184,7 +178,7 @@ class Training:
             "measured": measured,
             "reports": [tuple(report) for report in self.reports],
             "best": self.best,
-            "film": self.film or {},
+            "film": self.film,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -193,8 +187,7 @@ class Training:
         self.step, self.best = state["step"], state["best"]
         self.measured = [state["measured"].to(self.workers.device)]
         self.reports = [Report(*values) for values in state["reports"]]
-        if self.film is not None:
-            self.film.update(state["film"])
+        self.film.update(state["film"])
 
     def _seed_dropout(self, step: int) -> None:
         """Seed it for each step, so that no generator's state has to be saved to resume."""
@@ -284,7 +277,9 @@ def train(
     report = report or (lambda _: None)
     # Dropout draws from torch's global generators, whose state fork_rng restores.
     with explain_lack_of_memory(model, params, workers.count), torch.random.fork_rng(gpus):
-        training = Training(model, train_tokens, val_tokens, params, workers, film)
+        training = Training(model, train_tokens, val_tokens, params, workers)
+        if film is not None:
+            training.film = film
         with (
             checkpointing(training, snapshots) if snapshots else nullcontext(lambda: None) as save_if_due,
             tqdm(
@@ -306,7 +301,8 @@ def train(
                     latest = training.report()
                     report(latest)
                     progress.set_postfix(loss=f"{latest.train_loss:.3f}", validation=f"{latest.val_loss:.3f}")
-                add_frame(training)  # before a checkpoint, which holds the film
+                if film is not None:
+                    add_frame(training)  # before a checkpoint, which holds the film
                 save_if_due()
     if params.keep == "best":
         load_full_state(model, training.best)
